@@ -1,0 +1,30 @@
+"""Errors for what a user passes in: what is wrong, what was expected, the nearest valid value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DitAccelError(ValueError):
+    """A request that cannot be carried out; the message says what to change."""
+
+
+class StrictError(DitAccelError):
+    """`strict=True` met an attention call that would have run dense without a plan to."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to `name`, or None when nothing is close."""
+    options = list(choices)
+    lowered = {choice.lower(): choice for choice in options}
+    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[found[0]] if found else None
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> DitAccelError:
+    """The error for a name that is not one of `choices`."""
+    options = sorted(choices)
+    close = nearest(name, options)
+    hint = f" Did you mean {close!r}?" if close else ""
+    return DitAccelError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(options) or 'none'}.")
