@@ -1,8 +1,13 @@
-"""dit_accel: sparse and cached attention for diffusers' diffusion transformers."""
+"""dit_accel: sparse and cached attention for diffusers' diffusion transformers.
+
+Importing it adds `enable_sparse_attention`, `disable_sparse_attention`,
+`sparse_attention_report` and `sparse_attention_warmup` to diffusers' pipelines.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -12,3 +17,54 @@ __version__ = "0.1.0"
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
+
+if TYPE_CHECKING:
+    from dit_accel.api import disable, enable, families, report, supported_models
+    from dit_accel.errors import DitAccelError, StrictError
+    from dit_accel.profile import Profile, load_profile, profile_names
+    from dit_accel.report import Report
+
+__all__ = [
+    "DitAccelError",
+    "Profile",
+    "Report",
+    "StrictError",
+    "disable",
+    "enable",
+    "families",
+    "load_profile",
+    "profile_names",
+    "report",
+    "supported_models",
+]
+
+_HOMES = {
+    "disable": "api",
+    "enable": "api",
+    "families": "api",
+    "report": "api",
+    "supported_models": "api",
+    "DitAccelError": "errors",
+    "StrictError": "errors",
+    "Profile": "profile",
+    "load_profile": "profile",
+    "profile_names": "profile",
+    "Report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+from dit_accel import methods  # noqa: E402  (the path above must be extended first)
+
+methods.install()

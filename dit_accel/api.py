@@ -1,0 +1,259 @@
+"""Enabling and disabling sparse attention on transformers and on whole pipelines."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_accel import seam
+from dit_accel.broadcast import OutputCache
+from dit_accel.errors import DitAccelError, nearest, unknown
+from dit_accel.kernels.backends import BACKENDS
+from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.patterns import plan_for
+from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.adapter import Adapter
+from dit_accel.pipelines.registry import ADAPTERS, adapter_for
+from dit_accel.policy import Policy, SiteKey
+from dit_accel.profile import Profile, load_profile
+from dit_accel.report import Recorder, Report
+from dit_accel.state import RootHook, RunState, Settings, Site, StepClock
+
+_SESSION = "_dit_accel_session"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A supported model family, for tables."""
+
+    family: str
+    pipeline_classes: tuple[str, ...]
+    transformer_classes: tuple[str, ...]
+    text: str
+    notes: str
+
+
+@dataclass
+class Session:
+    """What enabling attached to one pipeline or transformer."""
+
+    state: RunState
+    sites: list[Site]
+    experts: dict[str, nn.Module]
+    hooks: list[RootHook] = field(default_factory=list)
+
+    def attach(self) -> None:
+        for site in self.sites:
+            seam.attach(site)
+        for expert, model in self.experts.items():
+            own = [site for site in self.sites if site.key.expert == expert]
+            self.hooks.append(RootHook(model, expert, self.state, _reattach(own)))
+
+    def detach(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for site in self.sites:
+            seam.detach(site)
+        self.state.cache.reset()
+
+
+def enable(
+    transformer: nn.Module | Mapping[str, nn.Module],
+    scheduler: Any = None,
+    profile: str | Path | Profile = "auto",
+    *,
+    steps: int | None = None,
+    strict: bool | str = False,
+    backend: str | None = None,
+    cache_limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Session:
+    """Enable sparse attention on a transformer that your own loop drives.
+
+    Args:
+        transformer: a supported transformer, or several by expert name.
+        scheduler: the diffusers scheduler of the loop, from which step and number of steps are
+            read; or a function that returns it.
+        profile: as for `pipe.enable_sparse_attention`.
+        steps: number of denoising steps, where there is no scheduler.
+
+    Raises:
+        DitAccelError: an unsupported model, an unknown name, or a wrong value.
+    """
+    experts = {"transformer": transformer} if isinstance(transformer, nn.Module) else transformer
+    adapter = _adapter(experts)
+    _check_options(strict, backend, cache_limit)
+    for model in experts.values():
+        disable(model)
+    chosen = load_profile(profile, adapter.family)
+    if overrides:
+        chosen = chosen.with_overrides(overrides)
+    get_scheduler = scheduler if callable(scheduler) else (lambda: scheduler)
+    session = _session(
+        adapter, dict(experts), chosen, Settings(strict, backend, steps), get_scheduler, cache_limit
+    )
+    session.attach()
+    for model in experts.values():
+        setattr(model, _SESSION, session)
+    return session
+
+
+def disable(transformer: nn.Module) -> None:
+    """Take everything back that `enable` attached; a no-op where it attached nothing."""
+    session: Session | None = transformer.__dict__.get(_SESSION)
+    if session is None:
+        return
+    session.detach()
+    for model in session.experts.values():
+        model.__dict__.pop(_SESSION, None)
+
+
+def report(transformer: nn.Module, reset: bool = False) -> Report:
+    """The receipt of the last denoising run of a transformer; see `Report`."""
+    session: Session | None = transformer.__dict__.get(_SESSION)
+    if session is None:
+        raise DitAccelError("sparse attention is not enabled on this transformer.")
+    state = session.state
+    made = state.recorder.report(state.cache.peak, state.cache.refused)
+    if reset:
+        state.recorder.start(0)
+    return made
+
+
+def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
+    """See `dit_accel.methods.enable_sparse_attention`."""
+    owner = weakref.ref(pipe)
+    enable(_experts(pipe), lambda: getattr(owner(), "scheduler", None), profile, **options)
+
+
+def disable_pipeline(pipe: Any) -> None:
+    """See `dit_accel.methods.disable_sparse_attention`."""
+    for module in _modules(pipe).values():
+        disable(module)
+
+
+def first_enabled(pipe: Any) -> nn.Module:
+    """A transformer of the pipeline on which sparse attention is enabled."""
+    for module in _modules(pipe).values():
+        if _SESSION in module.__dict__:
+            return module
+    raise DitAccelError("sparse attention is not enabled: call enable_sparse_attention() first.")
+
+
+def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
+    """See `dit_accel.methods.sparse_attention_warmup`."""
+    session: Session = first_enabled(pipe).__dict__[_SESSION]
+    state = session.state
+    before, after = state.adapter.text_tokens
+    layout = TokenLayout(state.adapter.grid(pipe, height, width, num_frames), before, after)
+    for model in session.experts.values():
+        config: Any = model.config
+        parameter = next(model.parameters())
+        device = getattr(pipe, "_execution_device", parameter.device)
+        shape = (1, layout.length, config.num_attention_heads, config.attention_head_dim)
+        q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
+        for pattern in state.policy.patterns():
+            plan = plan_for(layout, pattern, device)
+            block_sparse_attention(q, k, v, plan, backend=state.settings.backend)
+
+
+def families() -> list[str]:
+    """Names of the supported model families."""
+    return [adapter.family for adapter in ADAPTERS]
+
+
+def supported_models() -> list[ModelInfo]:
+    """Every supported model family with its classes."""
+    return [
+        ModelInfo(a.family, a.pipelines, a.transformers, a.text, f"valid text: {a.text_valid}")
+        for a in ADAPTERS
+    ]
+
+
+def _session(
+    adapter: Adapter,
+    experts: dict[str, nn.Module],
+    profile: Profile,
+    settings: Settings,
+    scheduler: Callable[[], Any],
+    cache_limit: int | None,
+) -> Session:
+    found = [
+        (SiteKey(name, layer, layers, kind, expert), module)
+        for expert, model in experts.items()
+        for name, layer, layers, kind, module in adapter.modules(model)
+    ]
+    model_name = type(next(iter(experts.values()))).__name__
+    state = RunState(
+        adapter=adapter,
+        policy=Policy(profile, [key for key, _ in found]),
+        settings=settings,
+        clock=StepClock(scheduler, settings.steps),
+        recorder=Recorder(profile.name, adapter.family, model_name, cache_limit),
+        cache=OutputCache(cache_limit),
+    )
+    sites = [Site(key, module, state, adapter.masks) for key, module in found]
+    return Session(state, sites, experts)
+
+
+def _reattach(sites: list[Site]) -> Callable[[], None]:
+    def refresh() -> None:
+        for site in sites:
+            if not seam.attached(site):
+                seam.attach(site)
+
+    return refresh
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:
+    return {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+
+
+def _experts(pipe: Any) -> dict[str, nn.Module]:
+    found = {n: _original(m) for n, m in _modules(pipe).items() if adapter_for(_original(m))}
+    if not found:
+        names = [name for adapter in ADAPTERS for name in adapter.pipelines]
+        close = nearest(type(pipe).__name__, names)
+        hint = f" The nearest is {close}." if close else ""
+        raise DitAccelError(
+            f"{type(pipe).__name__} is not supported: none of its components is a transformer "
+            f"that dit_accel knows. Supported pipelines: {', '.join(names)}.{hint}"
+        )
+    return found
+
+
+def _original(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile(module)`."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:
+    adapters = {name: adapter_for(model) for name, model in experts.items()}
+    for name, adapter in adapters.items():
+        if adapter is None:
+            known = ", ".join(t for a in ADAPTERS for t in a.transformers)
+            raise DitAccelError(
+                f"{name} is a {type(experts[name]).__name__}, which is not supported. "
+                f"Supported transformers: {known}."
+            )
+    first = next(iter(adapters.values()), None)
+    if first is None:
+        raise DitAccelError("transformer: expected a module or a mapping of modules, got none.")
+    return first
+
+
+def _check_options(strict: Any, backend: Any, cache_limit: Any) -> None:
+    if strict not in (True, False, "except-breakeven"):
+        raise DitAccelError(
+            f"strict must be True, False or 'except-breakeven', got {strict!r}."
+        )
+    if backend is not None and backend not in BACKENDS:
+        raise unknown("backend", str(backend), BACKENDS)
+    if cache_limit is not None and (not isinstance(cache_limit, int) or cache_limit < 0):
+        raise DitAccelError(f"cache_limit is a number of bytes >= 0 or None, got {cache_limit!r}.")

@@ -1,0 +1,338 @@
+"""The one entry of every attention call: decide, plan, run, count.
+
+Eager calls come here with the site of the processor that makes them; compiled ones through an
+opaque operator that gets the site as a tensor, so that one graph serves every layer and step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import attention_dispatch
+
+from dit_accel.broadcast import Entry
+from dit_accel.errors import StrictError
+from dit_accel.kernels.backends import choose, pays
+from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.patterns import Pattern, plan_for
+from dit_accel.state import Site
+
+BREAK_EVEN = "below break-even"
+PROFILE = "profile"
+
+
+@dataclass
+class Call:
+    """One attention call as the processor makes it; q, k, v are BSHD or BHSD by `layout`.
+
+    `dense` runs it exactly as stock would.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    dropout: float
+    causal: bool
+    scale: float | None
+    layout: str
+    parallel: bool
+    dense: Callable[[], torch.Tensor]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """(query tokens, key tokens)."""
+        axis = 1 if self.layout == "bshd" else 2
+        return self.query.shape[axis], self.key.shape[axis]
+
+
+class _Current(threading.local):
+    site: Site | None = None
+    calls: int = 0
+
+
+class _Compiled:
+    site_id: torch.Tensor
+
+
+current = _Current()
+compiled = _Compiled()
+_sites: weakref.WeakValueDictionary[int, Site] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def register(site: Site) -> torch.Tensor:
+    """A 0-d CPU tensor that stands for a site in compiled graphs."""
+    number = next(_numbers)
+    _sites[number] = site
+    return torch.tensor(number, dtype=torch.int64)
+
+
+def run_site(
+    site: Site, compute: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run a site's processor, or serve what it returned before where the policy reuses it."""
+    state = site.state
+    forward = state.forward
+    reuse = state.decide(site).reuse
+    if reuse is None or forward is None:
+        return _inside(site, compute)[0]
+    key = (site.key.expert, site.key.name, forward.branch)
+    signature = _signature((*args, *kwargs.values()))
+    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature)
+    if entry is not None:
+        state.recorder.count(site.key, forward.step, "reused", calls=entry.calls)
+        return entry.output
+    output, calls = _inside(site, compute)
+    state.cache.store(key, Entry(output, forward.step, calls, signature))
+    return output
+
+
+def dispatch_attention_fn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> torch.Tensor:
+    """Stands in for diffusers' function of that name: q, k, v are BSHD."""
+
+    def dense() -> torch.Tensor:
+        return attention_dispatch.dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale,
+            enable_gqa,
+            attention_kwargs,
+            backend=backend,
+            parallel_config=parallel_config,
+        )
+
+    if torch.compiler.is_compiling():
+        return _compiled_call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bshd")
+    parallel = parallel_config is not None
+    return _attend(
+        Call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bshd", parallel, dense)
+    )
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Stands in for torch's function of that name: q, k, v are BHSD."""
+
+    def dense() -> torch.Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    if torch.compiler.is_compiling():
+        return _compiled_call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bhsd")
+    return _attend(
+        Call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bhsd", False, dense)
+    )
+
+
+def _inside(site: Site, compute: Callable[[], Any]) -> tuple[Any, int]:
+    """The processor's output, and how many attention calls it made."""
+    outer = current.site, current.calls
+    current.site, current.calls = site, 0
+    try:
+        return compute(), current.calls
+    finally:
+        current.site, current.calls = outer
+
+
+def _attend(call: Call) -> torch.Tensor:
+    site = current.site
+    if site is None or site.state.forward is None:
+        return call.dense()
+    current.calls += 1
+    return _run(call, site)
+
+
+def _run(call: Call, site: Site) -> torch.Tensor:
+    state, forward = site.state, site.state.forward
+    assert forward is not None
+    pattern = state.decide(site).compute
+    if pattern is None:
+        return _dense(call, site, PROFILE)
+    if (reason := _obstacle(call, site)) is not None:
+        return _unplanned(call, site, reason)
+    layout = forward.layout
+    assert layout is not None
+    plan = plan_for(layout, pattern, call.query.device)
+    backend, reason = choose(call.query, call.key, call.value, plan, call.layout, state.settings.backend)
+    if backend is None:
+        return _unplanned(call, site, f"kernel: {reason}")
+    launched = plan.launched_density(backend)
+    if state.policy.profile.breakeven and not pays(backend, layout.length, launched, call.query):
+        return _unplanned(call, site, BREAK_EVEN)
+    with state.recorder.attention(call.query.device):
+        output = block_sparse_attention(
+            call.query,
+            call.key,
+            call.value,
+            plan,
+            scale=call.scale,
+            backend=backend,
+            layout=call.layout,
+        )
+    state.recorder.count(
+        site.key,
+        forward.step,
+        "sparse",
+        backend=backend,
+        launched=launched,
+        kept=plan.kept_density(),
+    )
+    return output
+
+
+def _obstacle(call: Call, site: Site) -> str | None:
+    """Why this call cannot run a pattern, None where it can."""
+    forward = site.state.forward
+    assert forward is not None
+    if forward.layout is None:
+        return f"layout: {forward.why}"
+    if call.lengths != (forward.layout.length, forward.layout.length):
+        return "layout: not the video's own attention"
+    if call.mask is not None and site.masks != "key_padding":
+        return "attention mask"
+    if call.dropout or call.causal:
+        return "dropout" if call.dropout else "causal"
+    if call.parallel:
+        return "context parallel"
+    if torch.is_grad_enabled() and call.query.requires_grad:
+        return "gradients are needed"
+    return None
+
+
+def _unplanned(call: Call, site: Site, reason: str) -> torch.Tensor:
+    strict = site.state.settings.strict
+    if strict is True or (strict == "except-breakeven" and reason != BREAK_EVEN):
+        raise StrictError(
+            f"strict: {site.key.name} would run dense although the profile plans "
+            f"{site.state.decide(site).compute}: {reason}."
+        )
+    return _dense(call, site, reason)
+
+
+def _dense(call: Call, site: Site, reason: str) -> torch.Tensor:
+    state, forward = site.state, site.state.forward
+    assert forward is not None
+    with state.recorder.attention(call.query.device):
+        output = call.dense()
+    state.recorder.count(site.key, forward.step, "dense", reason=reason)
+    return output
+
+
+def _signature(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        (tuple(v.shape), v.dtype, v.device) for v in values if isinstance(v, torch.Tensor)
+    )
+
+
+def _compiled_call(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    layout: str,
+) -> torch.Tensor:
+    return torch.ops.dit_accel.attend(
+        query, key, value, mask, compiled.site_id, dropout, causal, scale, layout
+    )
+
+
+@torch.library.custom_op("dit_accel::attend", mutates_args=())
+def _attend_op(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    site_id: torch.Tensor,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    layout: str,
+) -> torch.Tensor:
+    site = _sites[int(site_id)]
+    processor: Any = site.module.processor
+
+    def dense() -> torch.Tensor:
+        if layout == "bhsd":
+            return F.scaled_dot_product_attention(
+                query, key, value, mask, dropout, causal, scale=scale
+            )
+        return attention_dispatch.dispatch_attention_fn(
+            query,
+            key,
+            value,
+            mask,
+            dropout,
+            causal,
+            scale,
+            backend=getattr(processor, "_attention_backend", None),
+        )
+
+    call = Call(query, key, value, mask, dropout, causal, scale, layout, False, dense)
+    state, forward = site.state, site.state.forward
+    if forward is None:
+        return dense().contiguous()
+    reuse = state.decide(site).reuse
+    if reuse is None:
+        return _run(call, site).contiguous()
+    # A site may make several calls (image keys beside text keys), told apart by their lengths.
+    key_of = (site.key.expert, f"{site.key.name}:{call.lengths}", forward.branch)
+    signature = _signature((query, key, value))
+    entry = state.cache.serve(key_of, reuse, forward.step, forward.steps, signature)
+    if entry is not None:
+        state.recorder.count(site.key, forward.step, "reused")
+        return entry.output.clone()
+    output = _run(call, site).contiguous()
+    state.cache.store(key_of, Entry(output.clone(), forward.step, 1, signature))
+    return output
+
+
+@_attend_op.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    site_id: torch.Tensor,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    layout: str,
+) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -1,0 +1,140 @@
+"""What each attention site does at each step, resolved from a profile."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dit_accel.errors import DitAccelError, nearest
+from dit_accel.kernels.patterns import Pattern
+from dit_accel.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule
+
+
+@dataclass(frozen=True)
+class SiteKey:
+    """What rules select a site by.
+
+    Args:
+        name: dotted module name within its transformer.
+        layer: index of its block, counted through all block lists of the transformer.
+        layers: number of blocks.
+        kind: "self" (joint attention over video and text counts as self) or "cross".
+        expert: the pipeline component that it belongs to, such as "transformer_2".
+    """
+
+    name: str
+    layer: int
+    layers: int
+    kind: Literal["self", "cross"]
+    expert: str = "transformer"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one call does: `compute` is None for dense."""
+
+    compute: Pattern | None = None
+    reuse: Reuse | None = None
+
+
+class Policy:
+    """Resolves a profile for the sites of one pipeline.
+
+    Raises:
+        DitAccelError: a rule's `layers` selects no site that its `attention` and `expert` allow.
+    """
+
+    def __init__(self, profile: Profile, sites: Sequence[SiteKey]) -> None:
+        self.profile = profile
+        self._short = profile.without_warmup() if profile.drop_short_warmup else profile
+        self._decisions: dict[tuple[SiteKey, str, float, bool], Decision] = {}
+        for rule in profile.rules:
+            _check_selection(rule, sites)
+
+    def decide(self, site: SiteKey, branch: str, step: int, steps: int) -> Decision:
+        """The decision for a call at step `step` (from 0) of `steps`.
+
+        Args:
+            branch: the CFG branch's name, as the pipeline calls it.
+        """
+        short = steps <= WARMUP_FREE_STEPS
+        key = (site, branch, step / steps, short)
+        if key not in self._decisions:
+            rules = (self._short if short else self.profile).rules
+            self._decisions[key] = _resolve(rules, site, branch_class(branch), step / steps)
+        return self._decisions[key]
+
+    def patterns(self) -> list[Pattern]:
+        """Every pattern that the profile can run, once each."""
+        found = dict.fromkeys(r.compute for r in self.profile.rules if r.sparse)
+        return [compute for compute in found if isinstance(compute, Pattern)]
+
+
+def branch_class(name: str) -> str:
+    """"cond", "uncond" or "any" for a CFG branch as diffusers' pipelines name them."""
+    if name in ("cond", "pred_cond"):
+        return "cond"
+    if name == "pred_uncond" or name.split("_")[0] == "uncond":
+        return "uncond"
+    return "any"
+
+
+def selects(layers: str, site: SiteKey) -> bool:
+    """Whether a `layers` value ("all", "0-9,-1", "0.0-0.5", site names) selects a site."""
+    return any(_part_selects(part.strip(), site) for part in layers.split(","))
+
+
+def _part_selects(part: str, site: SiteKey) -> bool:
+    if part == "all":
+        return True
+    if re.fullmatch(r"-?\d+", part):
+        return _index(part, site) == site.layer
+    if match := re.fullmatch(r"(-?\d+)-(-?\d+)", part):
+        first, last = (_index(group, site) for group in match.groups())
+        return first <= site.layer <= last
+    if match := re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", part):
+        first_part, last_part = (float(g) for g in match.groups())
+        return first_part <= site.layer / site.layers < last_part
+    return fnmatch.fnmatchcase(site.name, part)
+
+
+def _index(text: str, site: SiteKey) -> int:
+    return int(text) + (site.layers if text.startswith("-") else 0)
+
+
+def _resolve(rules: Sequence[Rule], site: SiteKey, branch: str, progress: float) -> Decision:
+    compute: Pattern | None = None
+    reuse: Reuse | None = None
+    for rule in rules:
+        if (
+            rule.attention != site.kind
+            or rule.expert not in ("any", site.expert)
+            or rule.branch not in ("any", branch)
+            or not (rule.steps[0] <= progress < rule.steps[1])
+            or not selects(rule.layers, site)
+        ):
+            continue
+        if rule.compute is not None:
+            compute = None if rule.compute == "dense" else rule.compute
+        if rule.reuse is not None:
+            reuse = rule.reuse if rule.reuse.every > 1 else None
+    return Decision(compute, reuse)
+
+
+def _check_selection(rule: Rule, sites: Sequence[SiteKey]) -> None:
+    able = [s for s in sites if s.kind == rule.attention and rule.expert in ("any", s.expert)]
+    if not able:
+        # A profile for a family may speak of cross-attention or of a second expert where a
+        # member of the family has none.
+        return
+    for part in (p.strip() for p in rule.layers.split(",")):
+        if not any(_part_selects(part, site) for site in able):
+            close = nearest(part, [s.name for s in able])
+            hint = f" Did you mean {close!r}?" if close else ""
+            raise DitAccelError(
+                f"layers {part!r} selects none of the model's {able[0].layers} layers "
+                f"({rule.attention}-attention sites {able[0].name!r} to {able[-1].name!r}).{hint}"
+            )

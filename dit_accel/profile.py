@@ -1,0 +1,289 @@
+"""Profiles: the TOML files that say which attention site runs what, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dit_accel
+from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.patterns import PATTERNS, Pattern, pattern
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GENERIC = "generic"
+WARMUP_FREE_STEPS = 8
+"""At this many denoising steps and fewer, `auto` spends none of them on a dense warm-up."""
+
+_PROFILE_KEYS = ("name", "family", "description", "breakeven")
+_RULE_KEYS = ("attention", "layers", "heads", "expert", "branch", "steps", "compute", "reuse")
+_CHOICES = {
+    "attention": ("self", "cross"),
+    "expert": ("any", "transformer", "transformer_2"),
+    "branch": ("any", "cond", "uncond"),
+}
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Serve a site's last output instead of computing it.
+
+    Args:
+        every: the output is computed in one of `every` successive calls of the site and branch.
+        what: what is kept; "output" is the attention module's output (as in Pyramid Attention
+            Broadcast, arXiv 2408.12588).
+        max_age: oldest output that may be served, as a fraction of the denoising run.
+    """
+
+    every: int
+    what: str = "output"
+    max_age: float | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One `[[rule]]`: a selection of calls, and the keys that it sets for them.
+
+    `compute` is None where the rule leaves it as earlier rules set it; `table` is the rule as
+    written.
+    """
+
+    attention: str = "self"
+    layers: str = "all"
+    expert: str = "any"
+    branch: str = "any"
+    steps: tuple[float, float] = (0.0, 1.0)
+    compute: Pattern | Literal["dense"] | None = None
+    reuse: Reuse | None = None
+    table: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
+
+    @property
+    def sparse(self) -> bool:
+        return self.compute not in (None, "dense")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A policy for a model family; see `load_profile`.
+
+    Args:
+        breakeven: run a call dense where the planned pattern would not pay on this machine.
+        tuned: the `[tuned]` table that the tuner wrote, empty in a profile written by hand.
+    """
+
+    name: str
+    family: str = GENERIC
+    description: str = ""
+    rules: tuple[Rule, ...] = ()
+    breakeven: bool = True
+    tuned: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    drop_short_warmup: bool = False
+
+    def without_warmup(self) -> Profile:
+        """The same profile with sparse computes from the first step on."""
+        rules = []
+        for rule in self.rules:
+            start, end = rule.steps
+            if rule.compute == "dense" and start == 0.0 and end < 1.0:
+                continue
+            if rule.sparse and start > 0.0:
+                rule = dataclasses.replace(rule, steps=(0.0, end))
+            rules.append(rule)
+        return dataclasses.replace(self, rules=tuple(rules))
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Profile:
+        """The same profile with some rule keys replaced.
+
+        `steps`, `layers` and a pattern's parameters (`window`, `tile`, ...) are set in every rule
+        that runs a pattern, `reuse` in every rule, `breakeven` in the profile.
+        """
+        own = dict(overrides)
+        breakeven = _boolean("breakeven", own.pop("breakeven", self.breakeven))
+        rules = []
+        for number, rule in enumerate(self.rules):
+            new = {key: value for key, value in own.items() if rule.sparse or key == "reuse"}
+            rules.append(_rule({**rule.table, **new}, f"overrides (rule {number + 1})"))
+        if own and not any(rule.sparse for rule in self.rules) and "reuse" not in own:
+            raise DitAccelError(
+                f"overrides: profile {self.name!r} runs no pattern, so {', '.join(sorted(own))} "
+                "would have no effect; choose another profile."
+            )
+        return dataclasses.replace(self, rules=tuple(rules), breakeven=breakeven)
+
+
+def load_profile(profile: str | Path | Profile = "auto", family: str | None = None) -> Profile:
+    """The profile that a name, a TOML file or a `Profile` means.
+
+    Args:
+        profile: `"auto"` (the family's `balanced`), `"dense"`, a shipped name, a path, a Profile.
+        family: the model family whose shipped profiles a name refers to.
+
+    Raises:
+        DitAccelError: unknown name (with the nearest), unreadable file, or a wrong key or value.
+    """
+    if isinstance(profile, Profile):
+        return profile
+    text = str(profile)
+    if text == "auto":
+        return dataclasses.replace(load_profile("balanced", family), drop_short_warmup=True)
+    if text == "dense":
+        return Profile("dense", family or GENERIC, "Every call dense, as the stock pipeline.")
+    if isinstance(profile, Path) or text.endswith(".toml") or "/" in text:
+        return _read(Path(text).expanduser())
+    shipped = {name: path for fam, name, path in _shipped() if fam == GENERIC}
+    shipped |= {name: path for fam, name, path in _shipped() if fam == family}
+    if text not in shipped:
+        raise unknown("profile", text, [*shipped, "auto", "dense"])
+    return _read(shipped[text])
+
+
+def profile_names(family: str | None = None) -> list[tuple[str, str, str]]:
+    """(family, name, description) of every shipped profile, or of one family's."""
+    return [
+        (fam, name, _read(path).description)
+        for fam, name, path in _shipped()
+        if family in (None, fam)
+    ]
+
+
+def parse_profile(text: str, source: str = "profile") -> Profile:
+    """A profile from TOML text; `source` names it in errors."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DitAccelError(f"{source} is not valid TOML: {error}.") from error
+    for key in data:
+        if key not in ("profile", "rule", "tuned"):
+            raise unknown(f"table in {source}", key, ("profile", "rule", "tuned"))
+    head = _table(data.get("profile", {}), f"{source} [profile]")
+    for key in head:
+        if key not in _PROFILE_KEYS:
+            raise unknown(f"key in {source} [profile]", key, _PROFILE_KEYS)
+    tables = data.get("rule", [])
+    if not isinstance(tables, list):
+        raise DitAccelError(f"{source}: write rules as [[rule]], with double brackets.")
+    return Profile(
+        name=str(head.get("name", source)),
+        family=str(head.get("family", GENERIC)),
+        description=str(head.get("description", "")),
+        rules=tuple(_rule(t, f"{source} [[rule]] {i + 1}") for i, t in enumerate(tables)),
+        breakeven=_boolean("breakeven", head.get("breakeven", True)),
+        tuned=_table(data.get("tuned", {}), f"{source} [tuned]"),
+    )
+
+
+def _read(path: Path) -> Profile:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DitAccelError(f"profile file {str(path)!r} cannot be read: {error}.") from error
+    return parse_profile(text, path.name)
+
+
+def _shipped() -> list[tuple[str, str, Path]]:
+    folders = [Path(root) / "configs" for root in dit_accel.__path__]
+    files = [path for folder in folders for path in sorted(folder.glob("*/*.toml"))]
+    return [(path.parent.name, path.stem, path) for path in files]
+
+
+def _rule(table: Any, where: str) -> Rule:
+    table = _table(table, where)
+    compute = table.get("compute")
+    computes = ("dense", *PATTERNS)
+    if compute is not None and compute not in computes:
+        raise unknown(f"compute in {where}", str(compute), computes)
+    allowed = set(_RULE_KEYS)
+    if compute not in (None, "dense"):
+        allowed |= {f.name for f in dataclasses.fields(PATTERNS[compute])}
+    for key in table:
+        if key not in allowed:
+            raise unknown(f"key in {where}", key, allowed)
+    for key, choices in _CHOICES.items():
+        if key in table and table[key] not in choices:
+            raise unknown(f"{key} in {where}", str(table[key]), choices)
+    if table.get("heads", "all") != "all":
+        raise DitAccelError(f"heads in {where}: only 'all' can be given, got {table['heads']!r}.")
+    if table.get("attention", "self") == "cross" and compute not in (None, "dense"):
+        raise DitAccelError(
+            f"compute in {where}: cross-attention runs 'dense' (and can be reused), got {compute!r}."
+        )
+    if compute not in (None, "dense"):
+        params = {key: value for key, value in table.items() if key not in _RULE_KEYS}
+        try:
+            compute = pattern(compute, **params)
+        except DitAccelError as error:
+            raise DitAccelError(f"{where}: {error}") from error
+    return Rule(
+        attention=table.get("attention", "self"),
+        layers=_layers(table.get("layers", "all"), where),
+        expert=table.get("expert", "any"),
+        branch=table.get("branch", "any"),
+        steps=_steps(table.get("steps", (0.0, 1.0)), where),
+        compute=compute,
+        reuse=_reuse(table["reuse"], where) if "reuse" in table else None,
+        table=table,
+    )
+
+
+def _reuse(value: Any, where: str) -> Reuse:
+    table = _table(value, f"reuse in {where}")
+    for key in table:
+        if key not in ("every", "what", "max_age"):
+            raise unknown(f"key of reuse in {where}", key, ("every", "what", "max_age"))
+    every = table.get("every")
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise DitAccelError(f"reuse.every in {where} must be a whole number >= 1, got {every!r}.")
+    if table.get("what", "output") != "output":
+        raise unknown(f"reuse.what in {where}", str(table["what"]), ("output",))
+    max_age = table.get("max_age")
+    if max_age is not None and not (_is_number(max_age) and 0 < max_age <= 1):
+        raise DitAccelError(
+            f"reuse.max_age in {where} is a fraction of the run in (0, 1], got {max_age!r}."
+        )
+    return Reuse(every, "output", None if max_age is None else float(max_age))
+
+
+def _steps(value: Any, where: str) -> tuple[float, float]:
+    good = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
+    if not good or not 0 <= value[0] < value[1] <= 1:
+        raise DitAccelError(
+            f"steps in {where} are fractions [a, b] of the denoising run with 0 <= a < b <= 1, "
+            f"got {value!r}."
+        )
+    return float(value[0]), float(value[1])
+
+
+def _layers(value: Any, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list) and value and all(isinstance(v, (str, int)) for v in value):
+        return ",".join(str(v) for v in value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise DitAccelError(
+        f"layers in {where}: expected 'all', ranges such as '0-9,-1', fractions such as "
+        f"'0.0-0.5', or site names, got {value!r}."
+    )
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DitAccelError(f"{where} must be a table, got {value!r}.")
+    return dict(value)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise DitAccelError(f"{name} must be true or false, got {value!r}.")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

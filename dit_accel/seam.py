@@ -1,0 +1,162 @@
+"""Attaching to diffusers: a processor's own code, with its attention call rebound to ours.
+
+For a processor class X a subclass is made whose `__call__` is X's code over a copy of X's globals
+in which `dispatch_attention_fn` and `F.scaled_dot_product_attention` lead to
+`dit_accel.attention`. Projections, norms, rotary embeddings and LoRA stay upstream code. An
+instance is switched by its `__class__`, so that whatever it carries survives, and back on disable.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.hooks import _helpers as diffusers_helpers
+
+from dit_accel import attention
+from dit_accel.errors import DitAccelError
+from dit_accel.state import Site
+
+_TARGETS = ("dispatch_attention_fn", "scaled_dot_product_attention")
+_BASE = "_dit_accel_base"
+
+
+def attach(site: Site) -> None:
+    """Rebind the processor of a site's module; a no-op where it is rebound already.
+
+    Raises:
+        DitAccelError: the processor has no attention call that we know (names the version).
+    """
+    module: Any = site.module
+    processor = module.processor
+    module._dit_accel_site = site
+    module._dit_accel_id = attention.register(site)
+    if hasattr(type(processor), _BASE):
+        return
+    if getattr(processor, "_dit_accel_owner", id(module)) != id(module):
+        site.original = processor
+        processor = copy.copy(processor)
+        module.processor = processor
+    processor._dit_accel_owner = id(module)
+    processor.__class__ = rebound(type(processor))
+
+
+def detach(site: Site) -> None:
+    """Restore a site's module exactly."""
+    module: Any = site.module
+    processor = module.processor
+    processor.__class__ = getattr(type(processor), _BASE, type(processor))
+    processor.__dict__.pop("_dit_accel_owner", None)
+    if site.original is not None:
+        module.processor = site.original
+        site.original = None
+    module.__dict__.pop("_dit_accel_site", None)
+    module.__dict__.pop("_dit_accel_id", None)
+
+
+def attached(site: Site) -> bool:
+    """Whether the site's module still runs our processor (fusing projections swaps it)."""
+    processor: Any = site.module.processor
+    return hasattr(type(processor), _BASE)
+
+
+@lru_cache(maxsize=None)
+def rebound(cls: type) -> type:
+    """The subclass of a processor class whose attention calls are ours."""
+    stock = cls.__call__
+    if not isinstance(stock, FunctionType) or not _mentions(stock.__code__):
+        import diffusers
+
+        raise DitAccelError(
+            f"the attention processor {cls.__name__} of diffusers {diffusers.__version__} makes no "
+            f"attention call that dit_accel {_version()} knows; diffusers 0.42 is known to work."
+        )
+    call = _wrap(_over(stock, _shadow(stock)))
+    call.__signature__ = inspect.signature(stock)  # type: ignore[attr-defined]
+    call.__doc__ = stock.__doc__
+    new = type(cls.__name__, (cls,), {"__call__": call, _BASE: cls, "__module__": cls.__module__})
+    _register_metadata(cls, new)
+    return new
+
+
+def _wrap(stock: Callable[..., Any]) -> FunctionType:
+    def __call__(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        site = getattr(attn, "_dit_accel_site", None)
+        if site is None:
+            return stock(self, attn, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            attention.compiled.site_id = attn._dit_accel_id
+            return stock(self, attn, *args, **kwargs)
+        return attention.run_site(site, lambda: stock(self, attn, *args, **kwargs), args, kwargs)
+
+    assert isinstance(__call__, FunctionType)
+    return __call__
+
+
+def _over(function: FunctionType, shadow: ModuleType) -> FunctionType:
+    new = FunctionType(
+        function.__code__,
+        shadow.__dict__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+
+def _shadow(function: FunctionType) -> ModuleType:
+    """A registered module with the function's globals and our attention calls in them.
+
+    Registered, because the compiler finds a function's globals by importing their `__name__`.
+    """
+    origin = function.__globals__["__name__"]
+    name = f"dit_accel._shadow.{origin}"
+    if name in sys.modules:
+        return sys.modules[name]
+    shadow = ModuleType(name)
+    shadow.__dict__.update(function.__globals__)
+    shadow.__dict__["__name__"] = name
+    if "dispatch_attention_fn" in shadow.__dict__:
+        shadow.__dict__["dispatch_attention_fn"] = attention.dispatch_attention_fn
+    if shadow.__dict__.get("F") is F:
+        shadow.__dict__["F"] = _functional()
+    sys.modules[name] = shadow
+    return shadow
+
+
+def _functional() -> ModuleType:
+    name = "dit_accel._shadow.functional"
+    if name not in sys.modules:
+        ours = ModuleType(name)
+        ours.__dict__.update(F.__dict__)
+        ours.__dict__["__name__"] = name
+        ours.__dict__["scaled_dot_product_attention"] = attention.scaled_dot_product_attention
+        sys.modules[name] = ours
+    return sys.modules[name]
+
+
+def _mentions(code: CodeType) -> bool:
+    return any(target in code.co_names for target in _TARGETS)
+
+
+def _register_metadata(cls: type, new: type) -> None:
+    """Let diffusers' own hooks (skip-layer guidance) treat the subclass as its base."""
+    registry = diffusers_helpers.AttentionProcessorRegistry
+    try:
+        registry.register(new, registry.get(cls))
+    except ValueError:
+        return
+
+
+def _version() -> str:
+    from dit_accel import __version__
+
+    return __version__

@@ -1,0 +1,99 @@
+"""What an adapter tells about a model family: its attention sites and where its tokens are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from dit_accel.layout import TokenLayout
+
+Bound = Mapping[str, Any]
+"""A transformer forward's arguments by name."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Attention modules of one block list.
+
+    Args:
+        blocks: attribute of the transformer that holds the blocks.
+        attention: attribute of a block that holds the attention module.
+        kind: "self" for attention over the video (joint with text or not), "cross" for text.
+    """
+
+    blocks: str
+    attention: str
+    kind: Literal["self", "cross"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One model family.
+
+    Args:
+        family: name of the family; its profiles lie in configs/<family>/.
+        transformers: class names of its transformers; subclasses count as them.
+        pipelines: class names of its pipelines, for tables and messages.
+        sites: its block lists in the order of the forward; layers are numbered through them.
+        place: (transformer, forward arguments, cache) -> the layout of a self-attention call, or
+            the reason why it is not known. The cache lives as long as the pipeline is enabled.
+        grid: (pipeline, height, width, frames in pixels) -> (T, H, W) in tokens.
+        masks: "none" where self-attention gets no mask; "key_padding" where it gets one that
+            cuts padded text, which `place` then reports as `valid` lengths.
+        text: how text takes part, for tables.
+        text_tokens: non-video tokens (before, after) that a warm-up assumes.
+        text_valid: which text tokens count: "attended" where stock attends its padding too.
+    """
+
+    family: str
+    transformers: tuple[str, ...]
+    pipelines: tuple[str, ...]
+    sites: tuple[Sites, ...]
+    place: Callable[[nn.Module, Bound, dict[Any, Any]], TokenLayout | str]
+    grid: Callable[[Any, int, int, int], tuple[int, int, int]]
+    masks: Literal["none", "key_padding"] = "none"
+    text: str = "cross-attention"
+    text_tokens: tuple[int, int] = (0, 0)
+    text_valid: str = "all (stock attends its padding)"
+
+    def layout(
+        self, model: nn.Module, bound: Bound, cache: dict[Any, Any]
+    ) -> tuple[TokenLayout | None, str]:
+        """The layout of this forward's self-attention, or None and why not."""
+        placed = self.place(model, bound, cache)
+        return (None, placed) if isinstance(placed, str) else (placed, "")
+
+    def modules(self, model: nn.Module) -> Iterator[tuple[str, int, int, str, nn.Module]]:
+        """(name, layer, number of layers, kind, module) of every attention site."""
+        lists = list(dict.fromkeys(s.blocks for s in self.sites if hasattr(model, s.blocks)))
+        offsets, total = {}, 0
+        for name in lists:
+            offsets[name] = total
+            total += len(getattr(model, name))
+        for site in self.sites:
+            if site.blocks not in offsets:
+                continue
+            for index, block in enumerate(getattr(model, site.blocks)):
+                module = getattr(block, site.attention, None)
+                if module is not None:
+                    name = f"{site.blocks}.{index}.{site.attention}"
+                    yield name, offsets[site.blocks] + index, total, site.kind, module
+
+
+def tokens(pixels: int, scale: int, patch: int) -> int:
+    """Tokens along a spatial axis of `pixels` pixels."""
+    return pixels // scale // patch
+
+
+def latent_frames(frames: int, scale: int) -> int:
+    """Latent frames of a causal video autoencoder that keeps the first frame apart."""
+    return (frames - 1) // scale + 1
+
+
+def class_names(model: object) -> set[str]:
+    """Names of an object's class and its bases, without the shards of compiled wrappers."""
+    return {re.sub(r"^FSDP", "", cls.__name__) for cls in type(model).__mro__}

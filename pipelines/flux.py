@@ -1,0 +1,57 @@
+"""Flux.1: joint attention, text then image, the grid from position ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.adapter import Adapter, Bound, Sites
+
+
+def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout | str:
+    ids = bound["img_ids"]
+    text = bound["encoder_hidden_states"].shape[1]
+    held = cache.get("img_ids")
+    # Pipelines pass the same ids at every step: reading them from the device once is enough.
+    if held is None or held[0] is not ids or held[1] != text:
+        held = cache["img_ids"] = (ids, text, _read(ids, text))
+    return held[2]
+
+
+def _read(ids: Any, text: int) -> TokenLayout | str:
+    rows = (ids[0] if ids.ndim == 3 else ids).long().cpu()
+    image = int((rows[:, 0] == 0).sum())
+    height, width = (int(rows[:image, axis].max()) + 1 for axis in (1, 2))
+    raster = (rows[:image, 1] * width + rows[:image, 2]).tolist() == list(range(image))
+    if height * width != image or not raster:
+        return "the position ids are not one image grid in raster order"
+    return TokenLayout((1, height, width), before=text, after=rows.shape[0] - image)
+
+
+def _grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:
+    scale = pipe.vae_scale_factor * 2
+    return 1, height // scale, width // scale
+
+
+FLUX = Adapter(
+    family="flux",
+    transformers=("FluxTransformer2DModel",),
+    pipelines=(
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxControlPipeline",
+        "FluxKontextPipeline",
+    ),
+    sites=(
+        Sites("transformer_blocks", "attn", "self"),
+        Sites("single_transformer_blocks", "attn", "self"),
+    ),
+    place=_place,
+    grid=_grid,
+    text="joint, before image",
+    text_tokens=(512, 0),
+)

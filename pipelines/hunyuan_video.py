@@ -1,0 +1,54 @@
+"""HunyuanVideo: joint attention, video then text, with a mask that cuts padded text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.adapter import Adapter, Bound, Sites, latent_frames, tokens
+
+
+def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout:
+    *_, frames, height, width = bound["hidden_states"].shape
+    config: Any = model.config
+    mask = bound["encoder_attention_mask"]
+    lengths = [int(n) for n in mask.sum(dim=1).tolist()]
+    text = mask.shape[1]
+    padded = any(n < text for n in lengths)
+    return TokenLayout(
+        (
+            frames // config.patch_size_t,
+            height // config.patch_size,
+            width // config.patch_size,
+        ),
+        after=text,
+        valid=tuple((0, n) for n in lengths) if padded else None,
+    )
+
+
+def _grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:
+    config = pipe.transformer.config
+    return (
+        latent_frames(frames, pipe.vae_scale_factor_temporal) // config.patch_size_t,
+        tokens(height, pipe.vae_scale_factor_spatial, config.patch_size),
+        tokens(width, pipe.vae_scale_factor_spatial, config.patch_size),
+    )
+
+
+HUNYUAN_VIDEO = Adapter(
+    family="hunyuan_video",
+    transformers=("HunyuanVideoTransformer3DModel",),
+    pipelines=("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
+    sites=(
+        Sites("transformer_blocks", "attn", "self"),
+        Sites("single_transformer_blocks", "attn", "self"),
+    ),
+    place=_place,
+    grid=_grid,
+    masks="key_padding",
+    text="joint, after video",
+    text_tokens=(0, 256),
+    text_valid="the prompt's own tokens (stock masks the padding)",
+)
