@@ -1,0 +1,122 @@
+"""Who can compute a plan: the backends, and for each call the reason why one cannot.
+
+A new backend is a `Backend` in `BACKENDS`; `block_sparse_attention` takes the first eligible one
+of `AUTOMATIC`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from dit_accel.errors import unknown
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.reference import reference_attention
+from dit_accel.kernels.torch_backend import torch_attention
+
+# (q, k, v [B, S, H, D], plan, scale, return_lse) -> (out [B, Lq, H, D], LSE [B, H, Lq] or None)
+Forward = Callable[..., tuple[Tensor, Tensor | None]]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+HEAD_DIMS = (32, 256)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """forward computes a plan; machine and call give the reason why they cannot, or None."""
+
+    forward: Forward
+    machine: Callable[[], str | None]
+    call: Callable[[Tensor, BlockPlan], str | None]
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@lru_cache(maxsize=1)
+def triton_missing() -> str | None:
+    """Why Triton cannot be imported, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        import triton  # noqa: F401
+    except Exception as error:  # a broken driver or wheel raises many kinds
+        return f"triton cannot be imported: {error}"
+    return None
+
+
+def _triton_machine() -> str | None:
+    if (missing := triton_missing()) or interpreted():
+        return missing
+    if not torch.cuda.is_available():
+        return "no CUDA or ROCm device"
+    major, minor = torch.cuda.get_device_capability()
+    if torch.version.hip is None and major < 8:
+        return f"compute capability {major}.{minor} is below 8.0"
+    return None
+
+
+def _triton_call(q: Tensor, plan: BlockPlan) -> str | None:
+    if q.device.type != "cuda" and not interpreted():
+        return f"device {q.device.type}: needs CUDA"
+    if not q.is_cuda and q.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 wrongly"
+    if plan.block_q not in (64, 128) or plan.block_k not in (64, 128):
+        return f"blocks of {plan.block_q} x {plan.block_k}: needs 64 or 128"
+    return None
+
+
+def _triton_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    from dit_accel.kernels.triton_forward import triton_attention
+
+    return triton_attention(q, k, v, plan, scale, return_lse)
+
+
+def _reference_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    out, lse = reference_attention(q, k, v, plan, scale)
+    return out, lse if return_lse else None
+
+
+BACKENDS: dict[str, Backend] = {
+    "triton": Backend(_triton_forward, _triton_machine, _triton_call),
+    "torch": Backend(torch_attention, lambda: None, lambda q, plan: None),
+    "reference": Backend(_reference_forward, lambda: None, lambda q, plan: None),
+}
+AUTOMATIC = ("triton", "torch")
+
+
+def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    """None if backend `name` can compute this call (tensors in BSHD), else the reason why not.
+
+    Raises DitAccelError for an unknown backend.
+    """
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    if q.dtype not in DTYPES:
+        return f"dtype {q.dtype}: needs float16, bfloat16 or float32"
+    if not HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]:
+        return f"head_dim {q.shape[-1]}: needs {HEAD_DIMS[0]} to {HEAD_DIMS[1]}"
+    backend = BACKENDS[name]
+    return backend.machine() or backend.call(q, plan)
+
+
+def available() -> dict[str, str | None]:
+    """For each backend: None if it can run on this machine, else why not."""
+    return {name: backend.machine() for name, backend in BACKENDS.items()}
+
+
+def choose(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str:
+    """The first eligible backend; on a GPU Triton, on a CPU torch."""
+    names = AUTOMATIC if q.is_cuda else tuple(n for n in AUTOMATIC if n != "triton")
+    return next((n for n in names if eligible(n, q, k, v, plan) is None), "torch")

@@ -1,0 +1,98 @@
+"""Block-sparse attention: softmax(scale q k^T) v over the key blocks of a plan."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+from torch import Tensor
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.backends import BACKENDS, choose, eligible
+from dit_accel.kernels.plan import BlockPlan
+
+Layout = Literal["bshd", "bhsd"]
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ..., layout: Layout = ...,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = ...,
+    return_lse: Literal[True], backend: str | None = ..., layout: Layout = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    layout: Layout = "bshd",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over the token pairs that `plan` keeps.
+
+    q: [B, Lq, H, D]; k, v: [B, Lk, Hkv, D] with H a multiple of Hkv (query head h reads key head
+    h // (H / Hkv)). float16, bfloat16 or float32, any strides; with layout "bhsd" dimensions 1 and
+    2 change places. Nothing is copied.
+    scale: D ** -0.5 unless given. backend: a name of `backends.BACKENDS`; None takes the first
+    that can run the call.
+
+    Returns the output, in q's layout and type, and with return_lse the natural log-sum-exp of
+    each row, float32 [B, H, Lq]. Rows without keys are 0 with LSE -inf.
+
+    Raises DitAccelError if the tensors do not fit together or the plan, or if the named backend
+    cannot run the call.
+    """
+    if layout not in ("bshd", "bhsd"):
+        raise DitAccelError(f"layout: expected 'bshd' or 'bhsd', got {layout!r}.")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != 4:
+            raise DitAccelError(f"{name}: expected four dimensions, got {tuple(tensor.shape)}.")
+    if layout == "bhsd":
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    _check(q, k, v, plan)
+    chosen = choose(q, k, v, plan) if backend is None else backend
+    reason = eligible(chosen, q, k, v, plan)
+    if reason is not None:
+        raise DitAccelError(f"backend {chosen!r} cannot run this call: {reason}.")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = BACKENDS[chosen].forward(q, k, v, plan, scale, return_lse)
+    if layout == "bhsd":
+        out = out.transpose(1, 2)
+    return out if lse is None else (out, lse)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
+    batch, length, heads, dim = q.shape
+    for name, tensor, expected in (
+        ("q", q, (batch, plan.q_length, heads, dim)),
+        ("k", k, (batch, plan.k_length, k.shape[2], dim)),
+        ("v", v, (batch, plan.k_length, k.shape[2], dim)),
+    ):
+        if tensor.shape != expected:
+            raise DitAccelError(
+                f"{name}: expected (batch, tokens, heads, head_dim) = {expected}, "
+                f"got {tuple(tensor.shape)}."
+            )
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise DitAccelError(
+                f"{name}: expected {q.dtype} on {q.device} like q, "
+                f"got {tensor.dtype} on {tensor.device}."
+            )
+    if k.shape[2] == 0 or heads % k.shape[2]:
+        raise DitAccelError(f"k: expected heads that divide {heads}, got {k.shape[2]}.")
+    if plan.device != q.device:
+        raise DitAccelError(f"plan: expected it on {q.device} like q, got {plan.device}.")
+    if plan.batch not in (1, batch):
+        raise DitAccelError(f"plan: expected one for batch 1 or {batch}, got {plan.batch}.")
+    if plan.heads not in (1, heads):
+        raise DitAccelError(f"plan: expected one for 1 or {heads} heads, got {plan.heads}.")

@@ -1,0 +1,35 @@
+"""What every pattern is: a static rule that makes a plan from a layout."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Pattern(ABC):
+    """Parameters are the dataclass fields (and the keys of a profile's rule); hashable."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(
+        self,
+        layout: TokenLayout,
+        device: torch.device | str,
+        heads: int | None = None,
+        *,
+        block_efficiency: Mapping[int, float] | None = None,
+    ) -> BlockPlan:
+        """The plan of this pattern for one layout, with its tensors on `device`.
+
+        heads: number of query heads, for patterns that differ per head.
+        block_efficiency: relative kernel speed by block size (64, 128), for GPU planning.
+        """

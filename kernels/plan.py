@@ -1,0 +1,331 @@
+"""The plan of a sparse attention call: for each query block, the key blocks to visit.
+
+A plan holds int32 tensors only and is shared by every backend. Tokens are never moved in memory:
+`BlockTable.order` says which token stands at each position of block order, a block is a run of
+positions, and a kernel reads and writes rows through `order`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dit_accel.errors import DitAccelError
+
+MaskRule = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
+
+
+def _box(query: Tensor, key: Tensor, params: tuple[int, ...]) -> Tensor:
+    near = [(query[..., a] - key[..., a]).abs() <= params[a] for a in range(3)]
+    return near[0] & near[1] & near[2]
+
+
+# Token masks by name: (query coordinates [..., 3], key coordinates [..., 3], params) -> bool.
+# The Triton twin of each lies in triton_masks.py under the same name.
+MASK_RULES: dict[str, MaskRule] = {"box": _box}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMask:
+    """Which token pairs of a partial block count, from the tokens' coordinates.
+
+    name: a rule of MASK_RULES; `box` keeps pairs with |dt|, |dh|, |dw| <= params.
+    params: three int32 parameters of the rule.
+    q_coords, k_coords: int32 [Lq, 3], [Lk, 3], (t, h, w) of each token in raster order.
+    """
+
+    name: str
+    params: tuple[int, int, int]
+    q_coords: Tensor
+    k_coords: Tensor
+
+    def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """bool [..., m, n] for raster token numbers `queries` [..., m] and `keys` [..., n]."""
+        query = self.q_coords[queries.long()].unsqueeze(-2)
+        key = self.k_coords[keys.long()].unsqueeze(-3)
+        return MASK_RULES[self.name](query, key, self.params)
+
+    def to(self, device: torch.device | str) -> TokenMask:
+        """The same mask on another device."""
+        return replace(
+            self, q_coords=self.q_coords.to(device), k_coords=self.k_coords.to(device)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTable:
+    """Blocks over one side (queries or keys) of a call.
+
+    order: int32 [L], the raster token at each position of block order; None is the identity.
+    starts: int32 [N], the first position of each block.
+    lengths: int32 [Bp, N], tokens of each block; Bp is 1, or the batch where samples differ.
+    """
+
+    order: Tensor | None
+    starts: Tensor
+    lengths: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return self.starts.shape[0]
+
+    def to(self, device: torch.device | str) -> BlockTable:
+        """The same table on another device."""
+        order = None if self.order is None else self.order.to(device)
+        return BlockTable(order, self.starts.to(device), self.lengths.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockPlan:
+    """For each query block: key blocks to visit in full, and key blocks under a token mask.
+
+    Bp is 1 or the batch, Hp 1 or the number of query heads, NQ the number of query blocks, M the
+    width of a list. Entries past a count are ignored.
+
+    full_count int32 [Bp, Hp, NQ], full_index int32 [Bp, Hp, NQ, M]: every pair counts.
+    unmasked_count int32 [Bp, Hp, NQ]: this many entries at the front of a full list are blocks of
+        exactly `block_k` tokens, which a kernel may read without a length mask; None means 0.
+    partial_count, partial_index: likewise, pairs of `token_mask` only; all three or none.
+    block_q, block_k: slots of a block in the kernel; no block is longer.
+    q_length, k_length: tokens of the call, Lq and Lk.
+    """
+
+    q_blocks: BlockTable
+    k_blocks: BlockTable
+    full_count: Tensor
+    full_index: Tensor
+    q_length: int
+    k_length: int
+    block_q: int = 128
+    block_k: int = 128
+    unmasked_count: Tensor | None = None
+    partial_count: Tensor | None = None
+    partial_index: Tensor | None = None
+    token_mask: TokenMask | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the plan's tensors are."""
+        return self.full_count.device
+
+    @property
+    def batch(self) -> int:
+        """1, or the batch that the plan was made for."""
+        return max(self.full_count.shape[0], self.k_blocks.lengths.shape[0])
+
+    @property
+    def heads(self) -> int:
+        """1, or the number of query heads that the plan was made for."""
+        return self.full_count.shape[1]
+
+    def to(self, device: torch.device | str) -> BlockPlan:
+        """The same plan on another device."""
+        if torch.device(device) == self.device:
+            return self
+        moved = {
+            name: value.to(device)
+            for name, value in self.__dict__.items()
+            if name in self.__dataclass_fields__ and value is not None and hasattr(value, "to")
+        }
+        return replace(self, **moved)
+
+    @cached_property
+    def launch_order(self) -> Tensor:
+        """int32 [NQ]: query blocks, longest lists first, so that no long one runs alone at last."""
+        work = self.full_count.sum((0, 1))
+        if self.partial_count is not None:
+            work = work + self.partial_count.sum((0, 1))
+        return work.argsort(descending=True, stable=True).int()
+
+    @cached_property
+    def covers_queries(self) -> bool:
+        """Whether every query token lies in a block of every sample."""
+        return bool((self.q_blocks.lengths.sum(-1) == self.q_length).all())
+
+    @cached_property
+    def list_kinds(self) -> tuple[bool, bool, bool]:
+        """Whether any list has (unmasked, length-masked full, partial) entries."""
+        full = int(self.full_count.sum())
+        bare = 0 if self.unmasked_count is None else int(self.unmasked_count.sum())
+        partial = 0 if self.partial_count is None else int(self.partial_count.sum())
+        return bare > 0, full > bare, partial > 0
+
+    def launched_density(self, backend: str = "triton") -> float:
+        """Launched query x key slots over Lq x Lk.
+
+        `triton` (and every GPU kernel) spends block_q x block_k slots on a visit, `torch` the
+        blocks' own lengths, `reference` computes everything.
+        """
+        if backend == "reference":
+            return 1.0
+        if backend == "torch":
+            return self._visited_density
+        return self._slot_density
+
+    @cached_property
+    def _slot_density(self) -> float:
+        visits = self.full_count.sum(dtype=torch.int64)
+        if self.partial_count is not None:
+            visits = visits + self.partial_count.sum(dtype=torch.int64)
+        lists = self.full_count.shape[0] * self.full_count.shape[1]
+        return int(visits) * self.block_q * self.block_k / (lists * self.q_length * self.k_length)
+
+    @cached_property
+    def _visited_density(self) -> float:
+        pairs = self._pairs(self.full_count, self.full_index)
+        if self.partial_count is not None and self.partial_index is not None:
+            pairs += self._pairs(self.partial_count, self.partial_index)
+        return pairs / self._all_pairs
+
+    def kept_density(self) -> float:
+        """Token pairs that enter the softmax, after all masks, over Lq x Lk."""
+        return self._kept_density
+
+    @cached_property
+    def _kept_density(self) -> float:
+        pairs = self._pairs(self.full_count, self.full_index)
+        return (pairs + self._partial_pairs()) / self._all_pairs
+
+    @property
+    def _all_pairs(self) -> int:
+        return self.batch * self.heads * self.q_length * self.k_length
+
+    def _pairs(self, count: Tensor, index: Tensor) -> int:
+        listed = listed_entries(count, index)
+        batch, heads, queries, width = index.shape
+        samples = self.batch
+        lengths = self.k_blocks.lengths.long().expand(samples, -1)
+        total = 0
+        for sample in range(samples):  # one sample at a time keeps this to [Hp, NQ, M]
+            row = sample if batch > 1 else 0
+            keys = torch.where(listed[row], lengths[sample][index[row].long()], 0).sum(-1)
+            q_row = sample if self.q_blocks.lengths.shape[0] > 1 else 0
+            total += int((keys * self.q_blocks.lengths[q_row].long()).sum())
+        return total
+
+    def _partial_pairs(self) -> int:
+        if self.partial_count is None or self.partial_index is None or self.token_mask is None:
+            return 0
+        batch, heads = self.partial_count.shape[:2]
+        total = 0
+        for sample in range(self.batch):
+            row = sample if batch > 1 else 0
+            q_tokens, q_ok = block_tokens(self.q_blocks, sample, self.block_q)
+            k_tokens, k_ok = block_tokens(self.k_blocks, sample, self.block_k)
+            for head in range(heads):
+                entries = listed_entries(
+                    self.partial_count[row, head], self.partial_index[row, head]
+                )
+                queries = entries.nonzero()[:, 0]
+                keys = self.partial_index[row, head][entries].long()
+                for some in range(0, len(keys), 256):
+                    qs, ks = queries[some : some + 256], keys[some : some + 256]
+                    kept = self.token_mask.allowed(q_tokens[qs], k_tokens[ks])
+                    kept &= q_ok[qs].unsqueeze(-1) & k_ok[ks].unsqueeze(-2)
+                    total += int(kept.sum())
+        return total
+
+    def validate(self) -> BlockPlan:
+        """Check every rule that kernels rely on; DitAccelError for the first one broken."""
+        for name, table, length, block in (
+            ("q_blocks", self.q_blocks, self.q_length, self.block_q),
+            ("k_blocks", self.k_blocks, self.k_length, self.block_k),
+        ):
+            _validate_table(name, table, length, block)
+        _validate_lists("full", self.full_count, self.full_index, self)
+        given = [self.partial_count is None, self.partial_index is None, self.token_mask is None]
+        if any(given) and not all(given):
+            raise DitAccelError(
+                "plan: expected partial_count, partial_index and token_mask together, got "
+                f"{3 - sum(given)} of them."
+            )
+        if self.partial_count is not None and self.partial_index is not None:
+            _validate_lists("partial", self.partial_count, self.partial_index, self)
+        if self.token_mask is not None and self.token_mask.name not in MASK_RULES:
+            raise DitAccelError(
+                f"plan.token_mask: expected one of {sorted(MASK_RULES)}, "
+                f"got {self.token_mask.name!r}."
+            )
+        return self
+
+
+def listed_entries(count: Tensor, index: Tensor) -> Tensor:
+    """bool like `index` [..., M]: the entries before `count` [...]."""
+    return torch.arange(index.shape[-1], device=index.device) < count.unsqueeze(-1)
+
+
+def block_tokens(table: BlockTable, sample: int, block: int) -> tuple[Tensor, Tensor]:
+    """Raster tokens int64 [N, block] of every block for one sample, and which slots are real."""
+    lengths = table.lengths[sample if table.lengths.shape[0] > 1 else 0]
+    slots = torch.arange(block, device=lengths.device)
+    real = slots < lengths.unsqueeze(-1)
+    positions = torch.where(real, table.starts.unsqueeze(-1) + slots, 0).long()
+    return (positions if table.order is None else table.order[positions].long()), real
+
+
+def lists_from_mask(mask: Tensor, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts [Bp, Hp, NQ], indices [Bp, Hp, NQ, M] and unmasked counts from visible block pairs.
+
+    mask: bool [Bp, Hp, NQ, NK]. whole: bool [Bp, NK] or [1, NK], key blocks that fill their slots;
+    they come first in each list. Order within a list is otherwise ascending. M is the longest
+    list (this reads one number back from the device).
+    """
+    score = mask.to(torch.uint8)
+    if whole is not None:
+        score = score + (mask & whole[:, None, None, :]).to(torch.uint8)
+    count = mask.sum(-1, dtype=torch.int32)
+    unmasked = (score == 2).sum(-1, dtype=torch.int32)
+    width = max(1, int(count.max())) if count.numel() else 1
+    rows = [row.argsort(dim=-1, descending=True, stable=True)[..., :width].int()
+            for row in score.flatten(0, 1)]  # row by row: the sort's int64 stays small
+    index = torch.stack(rows).view(*mask.shape[:3], width)
+    return count, index.contiguous(), unmasked
+
+
+def _validate_table(name: str, table: BlockTable, length: int, block: int) -> None:
+    if table.starts.ndim != 1 or table.lengths.ndim != 2:
+        raise DitAccelError(
+            f"plan.{name}: expected starts [N] and lengths [Bp, N], got "
+            f"{tuple(table.starts.shape)} and {tuple(table.lengths.shape)}."
+        )
+    if table.lengths.shape[1] != table.count:
+        raise DitAccelError(
+            f"plan.{name}: expected {table.count} lengths, got {table.lengths.shape[1]}."
+        )
+    for part, tensor in (("starts", table.starts), ("lengths", table.lengths)):
+        _expect_int32(f"{name}.{part}", tensor)
+    stops = table.starts + table.lengths
+    if table.count and (int(stops.max()) > length or int(table.starts.min()) < 0):
+        raise DitAccelError(f"plan.{name}: expected blocks within [0, {length}).")
+    if table.count and not 0 <= int(table.lengths.min()) <= int(table.lengths.max()) <= block:
+        raise DitAccelError(f"plan.{name}: expected lengths in [0, {block}].")
+    if table.order is not None:
+        _expect_int32(f"{name}.order", table.order)
+        tokens = torch.arange(length, device=table.order.device, dtype=torch.int32)
+        if table.order.shape != (length,) or not torch.equal(table.order.sort().values, tokens):
+            raise DitAccelError(f"plan.{name}.order: expected a permutation of {length} tokens.")
+
+
+def _validate_lists(name: str, count: Tensor, index: Tensor, plan: BlockPlan) -> None:
+    _expect_int32(f"{name}_count", count)
+    _expect_int32(f"{name}_index", index)
+    if count.ndim != 3 or index.shape[:3] != count.shape or count.shape[2] != plan.q_blocks.count:
+        raise DitAccelError(
+            f"plan.{name}: expected counts [Bp, Hp, {plan.q_blocks.count}] and indices of that "
+            f"shape x M, got {tuple(count.shape)} and {tuple(index.shape)}."
+        )
+    if count.numel() and not 0 <= int(count.min()) <= int(count.max()) <= index.shape[-1]:
+        raise DitAccelError(f"plan.{name}_count: expected counts in [0, {index.shape[-1]}].")
+    used = index[listed_entries(count, index)]
+    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < plan.k_blocks.count:
+        raise DitAccelError(f"plan.{name}_index: expected blocks in [0, {plan.k_blocks.count}).")
+
+
+def _expect_int32(name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.int32:
+        raise DitAccelError(f"plan.{name}: expected int32, got {tensor.dtype}.")

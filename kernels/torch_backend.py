@@ -1,0 +1,265 @@
+"""Sparse attention with torch alone: gather, then F.scaled_dot_product_attention.
+
+Query blocks that visit the same key blocks become one group; groups of equal (queries, keys)
+lengths run as one batched call. The tokens of a group are gathered in raster order straight from
+the caller's tensors, so runs that need no gathering (all keys, consecutive tokens) are views.
+Which tokens make up each group is worked out once per plan, on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_accel.kernels.plan import BlockPlan, BlockTable
+
+# Gathered keys and values of one batched call, bytes: within a CPU's caches; on a GPU large enough
+# to fill it, small beside the caller's own tensors.
+CPU_CHUNK_BYTES = 4 << 20
+GPU_CHUNK_BYTES = 256 << 20
+
+Tokens = Tensor | slice
+Host = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Bucket:
+    """G groups of nq queries and nk keys each, of some samples and heads.
+
+    queries, keys: int32 [G, n] raster tokens, or a slice where G is 1 and they are consecutive.
+    full: bool [G, nk], keys that need no token mask; None where no key does.
+    """
+
+    samples: slice
+    heads: slice
+    groups: int
+    n_queries: int
+    n_keys: int
+    queries: Tokens
+    keys: Tokens
+    full: Tensor | None
+
+
+_BUCKETS: WeakKeyDictionary[BlockPlan, list[_Bucket]] = WeakKeyDictionary()
+
+
+def torch_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD.
+
+    Rows without keys are 0 with LSE -inf.
+    """
+    batch, length, heads, _ = q.shape
+    out = torch.empty_like(q) if plan.covers_queries else torch.zeros_like(q)
+    lse = None
+    if return_lse:
+        lse = q.new_full((batch, heads, length), -torch.inf, dtype=torch.float32)
+    limit = GPU_CHUNK_BYTES if q.is_cuda else CPU_CHUNK_BYTES
+    for bucket in _buckets(plan):
+        shared = heads // k.shape[2]
+        kv_heads = bucket.heads
+        if bucket.heads.start is not None:
+            kv_heads = slice(bucket.heads.start // shared, bucket.heads.start // shared + 1)
+        query = q[bucket.samples, :, bucket.heads]
+        key, value = k[bucket.samples, :, kv_heads], v[bucket.samples, :, kv_heads]
+        target = out[bucket.samples, :, bucket.heads]
+        target_lse = None if lse is None else lse[bucket.samples, bucket.heads]
+        for part in _chunks(bucket, key, limit):
+            _attend(query, key, value, plan, part, scale, target, target_lse)
+    return out, lse
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, part: _Bucket, scale: float,
+    out: Tensor, lse: Tensor | None,
+) -> None:
+    if part.n_keys == 0:
+        _put(out, part.queries, torch.zeros((), dtype=out.dtype, device=out.device))
+        return
+    query = _take(q, part.queries, part.groups)  # [B * G, H, nq, D]
+    key, value = (_take(x, part.keys, part.groups) for x in (k, v))
+    if key.shape[1] != query.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    mask = _token_mask(plan, part, q)
+    row_lse: Tensor | None = None
+    if lse is not None:
+        result, row_lse = _with_lse(query, key, value, mask, scale)
+    else:
+        result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        if mask is not None:
+            result = result.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    batch, heads = q.shape[0], query.shape[1]
+    # [B * G, H, nq, D] -> [B, G * nq, H, D]
+    rows = result.unflatten(0, (batch, part.groups)).permute(0, 1, 3, 2, 4)
+    _put(out, part.queries, rows.reshape(batch, -1, heads, q.shape[-1]))
+    if lse is not None and row_lse is not None:
+        values = row_lse.unflatten(0, (batch, part.groups)).transpose(1, 2)
+        _put(lse.transpose(1, 2), part.queries, values.reshape(batch, heads, -1).transpose(1, 2))
+
+
+def _with_lse(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention written out, a few rows at a time, for the LSE that F.sdpa keeps back."""
+    step = max(16, (64 << 20) // (q.shape[0] * q.shape[1] * k.shape[2] * 4))
+    outs, sums = [], []
+    for rows in range(0, q.shape[2], step):
+        scores = q[:, :, rows : rows + step].float() @ k.float().mT * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, :, rows : rows + step], -torch.inf)
+        lse = scores.logsumexp(-1)
+        finite = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
+        outs.append(((scores - finite).exp() @ v.float()).to(q.dtype))
+        sums.append(lse)
+    return torch.cat(outs, 2), torch.cat(sums, 2)
+
+
+def _take(x: Tensor, tokens: Tokens, groups: int) -> Tensor:
+    """[B * G, H, n, D] of x [B, L, H, D]."""
+    if isinstance(tokens, slice):
+        return x[:, tokens].transpose(1, 2)
+    rows = _along_tokens(x, lambda y, dim: y.index_select(dim, tokens.flatten()))
+    return rows.unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)
+
+
+def _along_tokens(x: Tensor, pick) -> Tensor:  # type: ignore[no-untyped-def]
+    """`pick` on dimension 1 of x, run on the transposed view where memory is head-major."""
+    if x.stride(1) < x.stride(2):
+        return pick(x.transpose(1, 2), 2).transpose(1, 2)
+    return pick(x, 1)
+
+
+def _put(out: Tensor, tokens: Tokens, rows: Tensor) -> None:
+    if isinstance(tokens, slice):
+        out[:, tokens] = rows
+    elif rows.ndim == 0:
+        out.index_fill_(1, tokens.flatten().long(), rows)
+    else:
+        out.index_copy_(1, tokens.flatten().long(), rows)
+
+
+def _token_mask(plan: BlockPlan, part: _Bucket, q: Tensor) -> Tensor | None:
+    """bool [B * G, 1, nq, nk], or None where every pair counts."""
+    if part.full is None or plan.token_mask is None:
+        return None
+    queries, keys = (
+        torch.arange(t.start, t.stop, device=q.device)[None] if isinstance(t, slice) else t
+        for t in (part.queries, part.keys)
+    )
+    kept = plan.token_mask.allowed(queries, keys) | part.full[:, None, :]
+    return kept.repeat(q.shape[0], 1, 1).unsqueeze(1)
+
+
+def _chunks(bucket: _Bucket, k: Tensor, limit: int) -> Iterator[_Bucket]:
+    """The bucket in parts whose gathered keys and values stay within `limit` bytes."""
+    batch, _, heads, dim = k.shape
+    each = 2 * batch * max(1, bucket.n_keys) * heads * dim * k.element_size()
+    some = max(1, limit // each)
+    if bucket.groups <= some:
+        yield bucket
+        return
+    assert isinstance(bucket.queries, Tensor) and isinstance(bucket.keys, Tensor)
+    for first in range(0, bucket.groups, some):
+        rows = slice(first, first + some)
+        full = None if bucket.full is None else bucket.full[rows]
+        queries = bucket.queries[rows]
+        yield _Bucket(
+            bucket.samples, bucket.heads, len(queries), bucket.n_queries, bucket.n_keys,
+            queries, bucket.keys[rows], full,
+        )
+
+
+def _buckets(plan: BlockPlan) -> list[_Bucket]:
+    found = _BUCKETS.get(plan)
+    if found is None:
+        found = _BUCKETS[plan] = list(_make_buckets(plan))
+    return found
+
+
+def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
+    lists = [
+        (None if count is None or index is None else (count.cpu().numpy(), index.cpu().numpy()))
+        for count, index in (
+            (plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index)
+        )
+    ]
+    tables = [_host_table(table) for table in (plan.q_blocks, plan.k_blocks)]
+    samples = max(plan.batch, plan.q_blocks.lengths.shape[0])
+    for sample in range(samples):
+        for head in range(plan.heads):
+            row = (sample if plan.full_count.shape[0] > 1 else 0, head)
+            groups: dict[tuple[bytes, bytes], list[int]] = {}
+            for block in range(plan.q_blocks.count):
+                full, partial = (_entries(pair, (*row, block)) for pair in lists)
+                groups.setdefault((full.tobytes(), partial.tobytes()), []).append(block)
+            yield from _stacked(
+                groups, tables, sample, plan.device,
+                slice(sample, sample + 1) if samples > 1 else slice(None),
+                slice(head, head + 1) if plan.heads > 1 else slice(None),
+            )
+
+
+def _entries(pair: tuple[Host, Host] | None, row: tuple[int, int, int]) -> Host:
+    if pair is None:
+        return np.empty(0, np.int32)
+    return np.sort(pair[1][row][: pair[0][row]])
+
+
+def _stacked(
+    groups: dict[tuple[bytes, bytes], list[int]],
+    tables: list[tuple[Host, Host, Host]],
+    sample: int,
+    device: torch.device,
+    samples: slice,
+    heads: slice,
+) -> Iterator[_Bucket]:
+    """Groups with the same numbers of queries and keys, together."""
+    alike: dict[tuple[int, int, bool], list[tuple[Host, Host, Host]]] = {}
+    for (full, partial), blocks in groups.items():
+        queries = _tokens(tables[0], sample, np.array(blocks))
+        sure = _tokens(tables[1], sample, np.frombuffer(full, np.int32))
+        masked = _tokens(tables[1], sample, np.frombuffer(partial, np.int32))
+        keys = np.concatenate([sure, masked])
+        flags = np.arange(len(keys)) < len(sure)
+        by_token = np.argsort(keys, kind="stable")
+        if len(queries):
+            shape = (len(queries), len(keys), len(masked) > 0)
+            alike.setdefault(shape, []).append(
+                (np.sort(queries), keys[by_token], flags[by_token])
+            )
+    for (n_queries, n_keys, masked_any), members in alike.items():
+        stacked = [np.stack(column) for column in zip(*members, strict=True)]
+        yield _Bucket(
+            samples, heads, len(members), n_queries, n_keys,
+            _as_tokens(stacked[0], device), _as_tokens(stacked[1], device),
+            torch.from_numpy(stacked[2]).to(device) if masked_any else None,
+        )
+
+
+def _as_tokens(tokens: Host, device: torch.device) -> Tokens:
+    row = tokens[0]
+    if len(tokens) == 1 and len(row) and row[-1] - row[0] == len(row) - 1:
+        return slice(int(row[0]), int(row[-1]) + 1)
+    return torch.from_numpy(tokens.astype(np.int32)).to(device)
+
+
+def _host_table(table: BlockTable) -> tuple[Host, Host, Host]:
+    starts, lengths = table.starts.cpu().numpy(), table.lengths.cpu().numpy()
+    stop = int((starts + lengths.max(0)).max()) if len(starts) else 0
+    order = np.arange(stop, dtype=np.int32) if table.order is None else table.order.cpu().numpy()
+    return order, starts, lengths
+
+
+def _tokens(table: tuple[Host, Host, Host], sample: int, blocks: Host) -> Host:
+    """Raster tokens of `blocks`, one after another."""
+    order, starts, all_lengths = table
+    lengths = all_lengths[sample if len(all_lengths) > 1 else 0][blocks]
+    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    return order[np.repeat(starts[blocks], lengths) + within]
