@@ -17,13 +17,17 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 
+from dit_accel.breakeven import pays
 from dit_accel.broadcast import Entry
 from dit_accel.errors import StrictError
-from dit_accel.kernels.backends import choose, pays
-from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.patterns import Pattern, plan_for
+from dit_accel.kernels.backends import choose, eligible
+from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
+from dit_accel.kernels.patterns import plan_for
+from dit_accel.kernels.plan import BlockPlan
 from dit_accel.state import Site
 
+COMPILED = ("triton",)
+"""Backends whose first call of a variant compiles it."""
 BREAK_EVEN = "below break-even"
 PROFILE = "profile"
 
@@ -42,9 +46,17 @@ class Call:
     dropout: float
     causal: bool
     scale: float | None
-    layout: str
+    layout: Layout
     parallel: bool
     dense: Callable[[], torch.Tensor]
+
+    def bshd(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value as [batch, tokens, heads, head_dim] views."""
+        tensors = (self.query, self.key, self.value)
+        if self.layout == "bshd":
+            return tensors
+        query, key, value = (tensor.transpose(1, 2) for tensor in tensors)
+        return query, key, value
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -187,22 +199,13 @@ def _run(call: Call, site: Site) -> torch.Tensor:
     layout = forward.layout
     assert layout is not None
     plan = plan_for(layout, pattern, call.query.device)
-    backend, reason = choose(call.query, call.key, call.value, plan, call.layout, state.settings.backend)
-    if backend is None:
-        return _unplanned(call, site, f"kernel: {reason}")
+    backend = state.settings.backend or choose(*call.bshd(), plan)
+    if (reason := eligible(backend, *call.bshd(), plan)) is not None:
+        return _unplanned(call, site, f"backend {backend}: {reason}")
     launched = plan.launched_density(backend)
-    if state.policy.profile.breakeven and not pays(backend, layout.length, launched, call.query):
+    if state.policy.profile.breakeven and not pays(backend, layout.length, launched):
         return _unplanned(call, site, BREAK_EVEN)
-    with state.recorder.attention(call.query.device):
-        output = block_sparse_attention(
-            call.query,
-            call.key,
-            call.value,
-            plan,
-            scale=call.scale,
-            backend=backend,
-            layout=call.layout,
-        )
+    output = _launch(call, site, plan, backend)
     state.recorder.count(
         site.key,
         forward.step,
@@ -212,6 +215,18 @@ def _run(call: Call, site: Site) -> torch.Tensor:
         kept=plan.kept_density(),
     )
     return output
+
+
+def _launch(call: Call, site: Site, plan: BlockPlan, backend: str) -> torch.Tensor:
+    state, query = site.state, call.query
+    variant = (backend, query.dtype, query.shape[-1], plan.block_q, plan.block_k, plan.list_kinds)
+    first = backend in COMPILED and variant not in state.warm
+    timer = state.recorder.compilation if first else state.recorder.attention
+    state.warm.add(variant)
+    with timer(query.device):
+        return block_sparse_attention(
+            query, call.key, call.value, plan, scale=call.scale, backend=backend, layout=call.layout
+        )
 
 
 def _obstacle(call: Call, site: Site) -> str | None:

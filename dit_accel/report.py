@@ -133,6 +133,15 @@ class Recorder:
         yield
         self._attention.add(begin, _mark(device))
 
+    @contextmanager
+    def compilation(self, device: torch.device) -> Iterator[None]:
+        """Time a call that compiles its kernel, apart from the run."""
+        begin = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.compile_s += time.perf_counter() - begin
+
     def count(
         self,
         site: SiteKey,
