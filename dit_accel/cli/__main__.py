@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from dit_accel.cli import main
+
+main()

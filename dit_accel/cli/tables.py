@@ -1,0 +1,38 @@
+"""Tables of what is shipped and supported, made from the registries."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+import dit_accel
+from dit_accel.cli import runtime
+from dit_accel.errors import unknown
+
+
+def profiles_table(family: str | None = None) -> Table:
+    """Family, name and description of the shipped profiles."""
+    known = {row[0] for row in dit_accel.profile_names()}
+    if family is not None and family not in known:
+        raise unknown("family", family, known)
+    table = Table("Family", "Profile", "What it does", title="Profiles")
+    last = ""
+    for group, name, description in dit_accel.profile_names(family):
+        if last and group != last:
+            table.add_section()
+        table.add_row(group if group != last else "", name, description)
+        last = group
+    table.caption = "auto is the balanced profile of the model's family; dense is the stock model."
+    return table
+
+
+def models_table() -> Table:
+    """The supported families with their pipelines."""
+    runtime.quiet()
+    table = Table(title="Supported models", show_lines=True)
+    table.add_column("Family", no_wrap=True)
+    table.add_column("Pipelines of diffusers", no_wrap=True)
+    table.add_column("Text tokens")
+    for info in dit_accel.supported_models():
+        table.add_row(info.family, "\n".join(info.pipeline_classes), f"{info.text}; {info.notes}")
+    table.caption = "Any size, length and batch that the model itself takes."
+    return table
