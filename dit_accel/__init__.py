@@ -19,7 +19,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
 if TYPE_CHECKING:
-    from dit_accel.api import disable, enable, families, report, supported_models
+    from dit_accel.api import disable, enable, families, supported_models
     from dit_accel.errors import DitAccelError, StrictError
     from dit_accel.profile import Profile, load_profile, profile_names
     from dit_accel.report import Report
@@ -34,7 +34,6 @@ __all__ = [
     "families",
     "load_profile",
     "profile_names",
-    "report",
     "supported_models",
 ]
 
@@ -42,7 +41,6 @@ _HOMES = {
     "disable": "api",
     "enable": "api",
     "families": "api",
-    "report": "api",
     "supported_models": "api",
     "DitAccelError": "errors",
     "StrictError": "errors",

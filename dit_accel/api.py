@@ -48,6 +48,13 @@ class Session:
     experts: dict[str, nn.Module]
     hooks: list[RootHook] = field(default_factory=list)
 
+    def report(self, reset: bool = False) -> Report:
+        """The receipt of the last denoising run; `reset` forgets the run after that."""
+        made = self.state.recorder.report(self.state.cache.peak, self.state.cache.refused)
+        if reset:
+            self.state.recorder.start(0)
+        return made
+
     def attach(self) -> None:
         for site in self.sites:
             seam.attach(site)
@@ -83,14 +90,15 @@ def enable(
         profile: as for `pipe.enable_sparse_attention`.
         steps: number of denoising steps, where there is no scheduler.
 
+    Returns:
+        What was attached; its `report()` tells what the last run did.
+
     Raises:
         DitAccelError: an unsupported model, an unknown name, or a wrong value.
     """
     experts = {"transformer": transformer} if isinstance(transformer, nn.Module) else transformer
     adapter = _adapter(experts)
     _check_options(strict, backend, cache_limit)
-    for model in experts.values():
-        disable(model)
     chosen = load_profile(profile, adapter.family)
     if overrides:
         chosen = chosen.with_overrides(overrides)
@@ -98,6 +106,8 @@ def enable(
     session = _session(
         adapter, dict(experts), chosen, Settings(strict, backend, steps), get_scheduler, cache_limit
     )
+    for model in experts.values():
+        disable(model)
     session.attach()
     for model in experts.values():
         setattr(model, _SESSION, session)
@@ -114,18 +124,6 @@ def disable(transformer: nn.Module) -> None:
         model.__dict__.pop(_SESSION, None)
 
 
-def report(transformer: nn.Module, reset: bool = False) -> Report:
-    """The receipt of the last denoising run of a transformer; see `Report`."""
-    session: Session | None = transformer.__dict__.get(_SESSION)
-    if session is None:
-        raise DitAccelError("sparse attention is not enabled on this transformer.")
-    state = session.state
-    made = state.recorder.report(state.cache.peak, state.cache.refused)
-    if reset:
-        state.recorder.start(0)
-    return made
-
-
 def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
     """See `dit_accel.methods.enable_sparse_attention`."""
     owner = weakref.ref(pipe)
@@ -138,17 +136,17 @@ def disable_pipeline(pipe: Any) -> None:
         disable(module)
 
 
-def first_enabled(pipe: Any) -> nn.Module:
-    """A transformer of the pipeline on which sparse attention is enabled."""
+def session_of(pipe: Any) -> Session:
+    """What is enabled on a pipeline."""
     for module in _modules(pipe).values():
         if _SESSION in module.__dict__:
-            return module
+            return module.__dict__[_SESSION]
     raise DitAccelError("sparse attention is not enabled: call enable_sparse_attention() first.")
 
 
 def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
     """See `dit_accel.methods.sparse_attention_warmup`."""
-    session: Session = first_enabled(pipe).__dict__[_SESSION]
+    session = session_of(pipe)
     state = session.state
     before, after = state.adapter.text_tokens
     layout = TokenLayout(state.adapter.grid(pipe, height, width, num_frames), before, after)
@@ -250,9 +248,7 @@ def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:
 
 def _check_options(strict: Any, backend: Any, cache_limit: Any) -> None:
     if strict not in (True, False, "except-breakeven"):
-        raise DitAccelError(
-            f"strict must be True, False or 'except-breakeven', got {strict!r}."
-        )
+        raise DitAccelError(f"strict must be True, False or 'except-breakeven', got {strict!r}.")
     if backend is not None and backend not in BACKENDS:
         raise unknown("backend", str(backend), BACKENDS)
     if cache_limit is not None and (not isinstance(cache_limit, int) or cache_limit < 0):

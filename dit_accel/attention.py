@@ -268,9 +268,7 @@ def _dense(call: Call, site: Site, reason: str) -> torch.Tensor:
 
 
 def _signature(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        (tuple(v.shape), v.dtype, v.device) for v in values if isinstance(v, torch.Tensor)
-    )
+    return tuple((tuple(v.shape), v.dtype, v.device) for v in values if isinstance(v, torch.Tensor))
 
 
 def _compiled_call(
@@ -319,7 +317,8 @@ def _attend_op(
             backend=getattr(processor, "_attention_backend", None),
         )
 
-    call = Call(query, key, value, mask, dropout, causal, scale, layout, False, dense)
+    order: Layout = "bhsd" if layout == "bhsd" else "bshd"
+    call = Call(query, key, value, mask, dropout, causal, scale, order, False, dense)
     state, forward = site.state, site.state.forward
     if forward is None:
         return dense().contiguous()

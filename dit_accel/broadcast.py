@@ -56,7 +56,9 @@ class OutputCache:
         if entry is None or entry.signature != signature or entry.served + 1 >= reuse.every:
             return None
         age = step - entry.step
-        if not 0 <= age < reuse.every or (reuse.max_age is not None and age / steps > reuse.max_age):
+        if not 0 <= age < reuse.every or (
+            reuse.max_age is not None and age / steps > reuse.max_age
+        ):
             return None
         entry.served += 1
         return entry

@@ -74,7 +74,7 @@ class Policy:
 
 
 def branch_class(name: str) -> str:
-    """"cond", "uncond" or "any" for a CFG branch as diffusers' pipelines name them."""
+    """ "cond", "uncond" or "any" for a CFG branch as diffusers' pipelines name them."""
     if name in ("cond", "pred_cond"):
         return "cond"
     if name == "pred_uncond" or name.split("_")[0] == "uncond":

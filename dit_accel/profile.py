@@ -212,7 +212,7 @@ def _rule(table: Any, where: str) -> Rule:
         raise DitAccelError(f"heads in {where}: only 'all' can be given, got {table['heads']!r}.")
     if table.get("attention", "self") == "cross" and compute not in (None, "dense"):
         raise DitAccelError(
-            f"compute in {where}: cross-attention runs 'dense' (and can be reused), got {compute!r}."
+            f"compute in {where}: cross-attention runs 'dense' and can be reused, got {compute!r}."
         )
     if compute not in (None, "dense"):
         params = {key: value for key, value in table.items() if key not in _RULE_KEYS}

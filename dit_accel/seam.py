@@ -12,7 +12,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -45,7 +45,8 @@ def attach(site: Site) -> None:
         processor = copy.copy(processor)
         module.processor = processor
     processor._dit_accel_owner = id(module)
-    processor.__class__ = rebound(type(processor))
+    new: Any = rebound
+    processor.__class__ = new(type(processor))
 
 
 def detach(site: Site) -> None:
@@ -67,7 +68,7 @@ def attached(site: Site) -> bool:
     return hasattr(type(processor), _BASE)
 
 
-@lru_cache(maxsize=None)
+@cache
 def rebound(cls: type) -> type:
     """The subclass of a processor class whose attention calls are ours."""
     stock = cls.__call__

@@ -1,4 +1,4 @@
-"""Where a denoising run stands: step, CFG branch, expert and token layout of the current forward."""
+"""Where a denoising run stands: step, CFG branch, expert and token layout of a forward."""
 
 from __future__ import annotations
 
@@ -205,7 +205,8 @@ class RootHook:
         ]
         self._wraps_context = hasattr(model, "cache_context")
         if self._wraps_context:
-            model.cache_context = self._wrap(model.cache_context)  # type: ignore[assignment]
+            stock: Any = model.cache_context
+            model.cache_context = self._wrap(stock)  # type: ignore[assignment]
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -216,7 +217,9 @@ class RootHook:
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._refresh()
-        self._state.begin(self._expert, model, {**dict(zip(self._names, args)), **kwargs})
+        self._state.begin(
+            self._expert, model, {**dict(zip(self._names, args, strict=False)), **kwargs}
+        )
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
         self._state.end()

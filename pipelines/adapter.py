@@ -11,6 +11,7 @@ from torch import nn
 
 from dit_accel.layout import TokenLayout
 
+Kind = Literal["self", "cross"]
 Bound = Mapping[str, Any]
 """A transformer forward's arguments by name."""
 
@@ -27,7 +28,7 @@ class Sites:
 
     blocks: str
     attention: str
-    kind: Literal["self", "cross"]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Adapter:
         placed = self.place(model, bound, cache)
         return (None, placed) if isinstance(placed, str) else (placed, "")
 
-    def modules(self, model: nn.Module) -> Iterator[tuple[str, int, int, str, nn.Module]]:
+    def modules(self, model: nn.Module) -> Iterator[tuple[str, int, int, Kind, nn.Module]]:
         """(name, layer, number of layers, kind, module) of every attention site."""
         lists = list(dict.fromkeys(s.blocks for s in self.sites if hasattr(model, s.blocks)))
         offsets, total = {}, 0

@@ -12,7 +12,8 @@ from dit_accel.pipelines.adapter import Adapter, Bound, Sites, latent_frames, to
 
 def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout:
     *_, frames, height, width = bound["hidden_states"].shape
-    patch: Any = model.config.patch_size
+    config: Any = model.config
+    patch = config.patch_size
     return TokenLayout((frames // patch[0], height // patch[1], width // patch[2]))
 
 

@@ -18,9 +18,7 @@ def profile(body: str) -> Profile:
 
 
 def tiles(window: str) -> Profile:
-    return profile(
-        f"[[rule]]\ncompute = 'sliding_tile'\nwindow = {window}\ntile = [2, 3, 3]\n"
-    )
+    return profile(f"[[rule]]\ncompute = 'sliding_tile'\nwindow = {window}\ntile = [2, 3, 3]\n")
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
