@@ -210,11 +210,13 @@ def _reattach(sites: list[Site]) -> Callable[[], None]:
 
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:
-    return {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+    """The pipeline's models by name, each as it was before `torch.compile(module)` wrapped it."""
+    models = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+    return {name: getattr(model, "_orig_mod", model) for name, model in models.items()}
 
 
 def _experts(pipe: Any) -> dict[str, nn.Module]:
-    found = {n: _original(m) for n, m in _modules(pipe).items() if adapter_for(_original(m))}
+    found = {name: model for name, model in _modules(pipe).items() if adapter_for(model)}
     if not found:
         names = [name for adapter in ADAPTERS for name in adapter.pipelines]
         close = nearest(type(pipe).__name__, names)
@@ -224,11 +226,6 @@ def _experts(pipe: Any) -> dict[str, nn.Module]:
             f"that dit_accel knows. Supported pipelines: {', '.join(names)}.{hint}"
         )
     return found
-
-
-def _original(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile(module)`."""
-    return getattr(module, "_orig_mod", module)
 
 
 def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:

@@ -6,9 +6,7 @@ opaque operator that gets the site as a tensor, so that one graph serves every l
 
 from __future__ import annotations
 
-import itertools
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from diffusers.models import attention_dispatch
 
 from dit_accel.breakeven import pays
 from dit_accel.broadcast import Entry
+from dit_accel.compiled import slots, thing
 from dit_accel.errors import StrictError
 from dit_accel.kernels.backends import choose, eligible
 from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
@@ -70,21 +69,7 @@ class _Current(threading.local):
     calls: int = 0
 
 
-class _Compiled:
-    site_id: torch.Tensor
-
-
 current = _Current()
-compiled = _Compiled()
-_sites: weakref.WeakValueDictionary[int, Site] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
-
-
-def register(site: Site) -> torch.Tensor:
-    """A 0-d CPU tensor that stands for a site in compiled graphs."""
-    number = next(_numbers)
-    _sites[number] = site
-    return torch.tensor(number, dtype=torch.int64)
 
 
 def run_site(
@@ -282,7 +267,7 @@ def _compiled_call(
     layout: str,
 ) -> torch.Tensor:
     return torch.ops.dit_accel.attend(
-        query, key, value, mask, compiled.site_id, dropout, causal, scale, layout
+        query, key, value, mask, slots.site, slots.token, dropout, causal, scale, layout
     )
 
 
@@ -292,13 +277,14 @@ def _attend_op(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    site_id: torch.Tensor,
+    index: torch.Tensor,
+    token: torch.Tensor,
     dropout: float,
     causal: bool,
     scale: float | None,
     layout: str,
 ) -> torch.Tensor:
-    site = _sites[int(site_id)]
+    site: Site = thing(index)
     processor: Any = site.module.processor
 
     def dense() -> torch.Tensor:
@@ -322,18 +308,27 @@ def _attend_op(
     state, forward = site.state, site.state.forward
     if forward is None:
         return dense().contiguous()
+    output = _run_or_serve(call, site).contiguous()
+    # The end of a compiled forward is not seen: it is not before the end of its last attention.
+    state.recorder.forward_ended()
+    return output
+
+
+def _run_or_serve(call: Call, site: Site) -> torch.Tensor:
+    state, forward = site.state, site.state.forward
+    assert forward is not None
     reuse = state.decide(site).reuse
     if reuse is None:
-        return _run(call, site).contiguous()
+        return _run(call, site)
     # A site may make several calls (image keys beside text keys), told apart by their lengths.
-    key_of = (site.key.expert, f"{site.key.name}:{call.lengths}", forward.branch)
-    signature = _signature((query, key, value))
-    entry = state.cache.serve(key_of, reuse, forward.step, forward.steps, signature)
+    key = (site.key.expert, f"{site.key.name}:{call.lengths}", forward.branch)
+    signature = _signature((call.query, call.key, call.value))
+    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature)
     if entry is not None:
         state.recorder.count(site.key, forward.step, "reused")
         return entry.output.clone()
-    output = _run(call, site).contiguous()
-    state.cache.store(key_of, Entry(output.clone(), forward.step, 1, signature))
+    output = _run(call, site)
+    state.cache.store(key, Entry(output.clone(), forward.step, 1, signature))
     return output
 
 
@@ -343,7 +338,8 @@ def _(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    site_id: torch.Tensor,
+    index: torch.Tensor,
+    token: torch.Tensor,
     dropout: float,
     causal: bool,
     scale: float | None,

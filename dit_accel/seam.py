@@ -20,12 +20,19 @@ import torch
 import torch.nn.functional as F
 from diffusers.hooks import _helpers as diffusers_helpers
 
-from dit_accel import attention
+from dit_accel import attention, compiled
 from dit_accel.errors import DitAccelError
 from dit_accel.state import Site
 
 _TARGETS = ("dispatch_attention_fn", "scaled_dot_product_attention")
 _BASE = "_dit_accel_base"
+_PASS = {
+    inspect.Parameter.POSITIONAL_ONLY: "{0}",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "{0}",
+    inspect.Parameter.VAR_POSITIONAL: "*{0}",
+    inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
+    inspect.Parameter.VAR_KEYWORD: "**{0}",
+}
 
 
 def attach(site: Site) -> None:
@@ -37,7 +44,7 @@ def attach(site: Site) -> None:
     module: Any = site.module
     processor = module.processor
     module._dit_accel_site = site
-    module._dit_accel_id = attention.register(site)
+    module._dit_accel_number = compiled.number(site)
     if hasattr(type(processor), _BASE):
         return
     if getattr(processor, "_dit_accel_owner", id(module)) != id(module):
@@ -59,7 +66,7 @@ def detach(site: Site) -> None:
         module.processor = site.original
         site.original = None
     module.__dict__.pop("_dit_accel_site", None)
-    module.__dict__.pop("_dit_accel_id", None)
+    module.__dict__.pop("_dit_accel_number", None)
 
 
 def attached(site: Site) -> bool:
@@ -79,11 +86,31 @@ def rebound(cls: type) -> type:
             f"the attention processor {cls.__name__} of diffusers {diffusers.__version__} makes no "
             f"attention call that dit_accel {_version()} knows; diffusers 0.42 is known to work."
         )
-    call = _wrap(_over(stock, _shadow(stock)))
-    call.__signature__ = inspect.signature(stock)  # type: ignore[attr-defined]
-    call.__doc__ = stock.__doc__
+    call = _same_parameters(cls.__name__, stock, _wrap(_over(stock, _shadow(stock))))
     new = type(cls.__name__, (cls,), {"__call__": call, _BASE: cls, "__module__": cls.__module__})
     _register_metadata(cls, new)
+    return new
+
+
+def _same_parameters(name: str, stock: FunctionType, call: FunctionType) -> FunctionType:
+    """`call` behind a function that has the parameters of `stock`.
+
+    Callers read them: legacy attention modules drop keyword arguments that the processor does not
+    name. A `__signature__` attribute would do in eager, but breaks compiled graphs.
+    """
+    empty = inspect.Parameter.empty
+    parameters = [
+        p.replace(annotation=empty, default=empty if p.default is empty else None)
+        for p in inspect.signature(stock).parameters.values()
+    ]
+    passed = ", ".join(_PASS[p.kind].format(p.name) for p in parameters)
+    shadow, inner = _shadow(stock).__dict__, f"_dit_accel_{name}"
+    shadow[inner] = call
+    scope: dict[str, Any] = {}
+    exec(f"def __call__{inspect.Signature(parameters)}: return {inner}({passed})", shadow, scope)
+    new: FunctionType = scope["__call__"]
+    new.__defaults__, new.__kwdefaults__ = stock.__defaults__, stock.__kwdefaults__
+    new.__doc__ = stock.__doc__
     return new
 
 
@@ -93,7 +120,7 @@ def _wrap(stock: Callable[..., Any]) -> FunctionType:
         if site is None:
             return stock(self, attn, *args, **kwargs)
         if torch.compiler.is_compiling():
-            attention.compiled.site_id = attn._dit_accel_id
+            compiled.slots.site = attn._dit_accel_number
             return stock(self, attn, *args, **kwargs)
         return attention.run_site(site, lambda: stock(self, attn, *args, **kwargs), args, kwargs)
 

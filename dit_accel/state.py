@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_accel import compiled
 from dit_accel.broadcast import OutputCache
 from dit_accel.errors import DitAccelError
 from dit_accel.layout import TokenLayout
@@ -199,14 +200,21 @@ class RootHook:
         self._expert = expert
         self._state = state
         self._refresh = refresh
+        self._number = compiled.number(self)
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, always_call=True),
+            model.register_forward_hook(self._after),
         ]
         self._wraps_context = hasattr(model, "cache_context")
         if self._wraps_context:
             stock: Any = model.cache_context
             model.cache_context = self._wrap(stock)  # type: ignore[assignment]
+
+    def begin(self, bound: Mapping[str, Any]) -> None:
+        """Start a forward of the hook's transformer with these arguments."""
+        model = self._model()
+        assert model is not None
+        self._state.begin(self._expert, model, bound)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -216,13 +224,16 @@ class RootHook:
             model.__dict__.pop("cache_context", None)
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = [*zip(self._names, args, strict=False), *kwargs.items()]
+        if torch.compiler.is_compiling():
+            compiled.begin(self._number, arguments)
+            return
         self._refresh()
-        self._state.begin(
-            self._expert, model, {**dict(zip(self._names, args, strict=False)), **kwargs}
-        )
+        self.begin(dict(arguments))
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._state.end()
+        if not torch.compiler.is_compiling():
+            self._state.end()
 
     def _wrap(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         state = self._state
