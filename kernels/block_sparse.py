@@ -15,15 +15,29 @@ Layout = Literal["bshd", "bhsd"]
 
 @overload
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ..., layout: Layout = ...,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    backend: str | None = ...,
+    layout: Layout = ...,
 ) -> Tensor: ...
 
 
 @overload
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = ...,
-    return_lse: Literal[True], backend: str | None = ..., layout: Layout = ...,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    backend: str | None = ...,
+    layout: Layout = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 

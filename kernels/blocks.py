@@ -54,8 +54,15 @@ def video_plan(
     mask = mask[None] & (key_lengths > 0)[:, None, None, :]
     count, index, unmasked = lists_from_mask(mask, key_lengths == tiling.block)
     return BlockPlan(
-        q_blocks, k_blocks, count, index, layout.length, layout.length,
-        tiling.block, tiling.block, unmasked,
+        q_blocks,
+        k_blocks,
+        count,
+        index,
+        layout.length,
+        layout.length,
+        tiling.block,
+        tiling.block,
+        unmasked,
     )
 
 

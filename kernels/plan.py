@@ -51,9 +51,7 @@ class TokenMask:
 
     def to(self, device: torch.device | str) -> TokenMask:
         """The same mask on another device."""
-        return replace(
-            self, q_coords=self.q_coords.to(device), k_coords=self.k_coords.to(device)
-        )
+        return replace(self, q_coords=self.q_coords.to(device), k_coords=self.k_coords.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +279,10 @@ def lists_from_mask(mask: Tensor, whole: Tensor | None = None) -> tuple[Tensor, 
     count = mask.sum(-1, dtype=torch.int32)
     unmasked = (score == 2).sum(-1, dtype=torch.int32)
     width = max(1, int(count.max())) if count.numel() else 1
-    rows = [row.argsort(dim=-1, descending=True, stable=True)[..., :width].int()
-            for row in score.flatten(0, 1)]  # row by row: the sort's int64 stays small
+    rows = [
+        row.argsort(dim=-1, descending=True, stable=True)[..., :width].int()
+        for row in score.flatten(0, 1)
+    ]  # row by row: the sort's int64 stays small
     index = torch.stack(rows).view(*mask.shape[:3], width)
     return count, index.contiguous(), unmasked
 

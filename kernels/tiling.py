@@ -211,13 +211,18 @@ def _block_for(tokens: int) -> int:
 
 def _even_counts(grid: Triple, block: int) -> list[Triple]:
     """Tile counts of all even splits with tiles of at most `block` tokens, none dominated."""
-    axes = [sorted({math.ceil(size / parts): parts for parts in range(size, 0, -1)}.items())
-            for size in grid]  # largest part -> fewest parts that give it
+    axes = [
+        sorted({math.ceil(size / parts): parts for parts in range(size, 0, -1)}.items())
+        for size in grid
+    ]  # largest part -> fewest parts that give it
     return [
         (nt, nh, nw)
-        for t, nt in axes[0] if t <= block
-        for h, nh in axes[1] if t * h <= block
-        for w, nw in axes[2] if t * h * w <= block
+        for t, nt in axes[0]
+        if t <= block
+        for h, nh in axes[1]
+        if t * h <= block
+        for w, nw in axes[2]
+        if t * h * w <= block
     ]
 
 

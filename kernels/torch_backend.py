@@ -77,8 +77,14 @@ def torch_attention(
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, part: _Bucket, scale: float,
-    out: Tensor, lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    part: _Bucket,
+    scale: float,
+    out: Tensor,
+    lse: Tensor | None,
 ) -> None:
     if part.n_keys == 0:
         _put(out, part.queries, torch.zeros((), dtype=out.dtype, device=out.device))
@@ -171,8 +177,14 @@ def _chunks(bucket: _Bucket, k: Tensor, limit: int) -> Iterator[_Bucket]:
         full = None if bucket.full is None else bucket.full[rows]
         queries = bucket.queries[rows]
         yield _Bucket(
-            bucket.samples, bucket.heads, len(queries), bucket.n_queries, bucket.n_keys,
-            queries, bucket.keys[rows], full,
+            bucket.samples,
+            bucket.heads,
+            len(queries),
+            bucket.n_queries,
+            bucket.n_keys,
+            queries,
+            bucket.keys[rows],
+            full,
         )
 
 
@@ -187,7 +199,8 @@ def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
     lists = [
         (None if count is None or index is None else (count.cpu().numpy(), index.cpu().numpy()))
         for count, index in (
-            (plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index)
+            (plan.full_count, plan.full_index),
+            (plan.partial_count, plan.partial_index),
         )
     ]
     tables = [_host_table(table) for table in (plan.q_blocks, plan.k_blocks)]
@@ -200,7 +213,10 @@ def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
                 full, partial = (_entries(pair, (*row, block)) for pair in lists)
                 groups.setdefault((full.tobytes(), partial.tobytes()), []).append(block)
             yield from _stacked(
-                groups, tables, sample, plan.device,
+                groups,
+                tables,
+                sample,
+                plan.device,
                 slice(sample, sample + 1) if samples > 1 else slice(None),
                 slice(head, head + 1) if plan.heads > 1 else slice(None),
             )
@@ -231,14 +247,17 @@ def _stacked(
         by_token = np.argsort(keys, kind="stable")
         if len(queries):
             shape = (len(queries), len(keys), len(masked) > 0)
-            alike.setdefault(shape, []).append(
-                (np.sort(queries), keys[by_token], flags[by_token])
-            )
+            alike.setdefault(shape, []).append((np.sort(queries), keys[by_token], flags[by_token]))
     for (n_queries, n_keys, masked_any), members in alike.items():
         stacked = [np.stack(column) for column in zip(*members, strict=True)]
         yield _Bucket(
-            samples, heads, len(members), n_queries, n_keys,
-            _as_tokens(stacked[0], device), _as_tokens(stacked[1], device),
+            samples,
+            heads,
+            len(members),
+            n_queries,
+            n_keys,
+            _as_tokens(stacked[0], device),
+            _as_tokens(stacked[1], device),
             torch.from_numpy(stacked[2]).to(device) if masked_any else None,
         )
 
