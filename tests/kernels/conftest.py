@@ -1,0 +1,239 @@
+"""Shared by the kernel tests: devices, NaN in uninitialised memory, and oracles of their own.
+
+Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when Triton's modules
+are imported: whatever imported Triton before is imported afresh.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    os.environ["TRITON_INTERPRET"] = "1"
+    for module in [name for name in sys.modules if name.split(".")[0] == "triton"]:
+        if not module.startswith("triton._C"):
+            del sys.modules[module]
+
+Mask = torch.Tensor
+TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels are tested: CUDA if there is one, else the CPU (Triton interpreted)."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Uninitialised floating point memory holds NaN."""
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
+    yield
+
+
+def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def poisoned_allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    return poisoned_allocate
+
+
+@pytest.fixture
+def qkv(device: torch.device) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """Makes q [B, Lq, H, D] and k, v [B, Lk, Hkv, D]."""
+
+    def make(
+        lq: int,
+        lk: int | None = None,
+        batch: int = 1,
+        heads: int = 2,
+        kv_heads: int | None = None,
+        dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(lq + dim)
+        shapes = [(lq, heads)] + 2 * [(lk or lq, kv_heads or heads)]
+        return tuple(
+            torch.randn(batch, n, h, dim, generator=generator).to(device, dtype) for n, h in shapes
+        )
+
+    return make
+
+
+@pytest.fixture
+def naive() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Attention in float64 from a dense mask [B or 1, H or 1, Lq, Lk], one head at a time."""
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask, scale: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, lq, heads, dim = q.shape
+        out = torch.zeros(batch, lq, heads, dim, dtype=torch.float64)
+        lse = torch.full((batch, heads, lq), -torch.inf, dtype=torch.float64)
+        q, k, v, mask = (x.cpu() for x in (q, k, v, mask))
+        for b, h in itertools.product(range(batch), range(heads)):
+            kept = mask[b if len(mask) > 1 else 0, h if mask.shape[1] > 1 else 0]
+            kv = h // (heads // k.shape[2])
+            scores = q[b, :, h].double() @ k[b, :, kv].double().T * (scale or dim**-0.5)
+            weights = scores.exp() * kept
+            total = weights.sum(-1)
+            some = total > 0
+            out[b, some, h] = (weights[some] @ v[b, :, kv].double()) / total[some, None]
+            lse[b, h, some] = total[some].log()
+        return out, lse
+
+    return attend
+
+
+@pytest.fixture
+def assert_right(naive: Callable[..., Any]) -> Callable[..., None]:
+    """Checks out and LSE of a call against `naive`, within the tolerance of the type."""
+
+    def check(
+        result: tuple[torch.Tensor, torch.Tensor],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: Mask,
+        scale: float | None = None,
+    ) -> None:
+        out, lse = result
+        expected, expected_lse = naive(q, k, v, mask, scale)
+        assert out.shape == q.shape and out.dtype == q.dtype
+        assert lse.shape == expected_lse.shape and lse.dtype == torch.float32
+        error = (out.double().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-9)
+        assert error <= TOLERANCE[q.dtype]
+        empty = expected_lse.isneginf()
+        assert torch.equal(lse.cpu().isneginf(), empty)
+        difference = (lse.double().cpu() - expected_lse)[~empty].abs()
+        assert difference.numel() == 0 or difference.max() <= 1e-4
+        assert (out.cpu().transpose(1, 2)[empty] == 0).all()
+
+    return check
+
+
+@pytest.fixture
+def sliding_mask() -> Callable[..., Mask]:
+    """Sliding tile attention's dense mask, by enumeration from the rule in the paper.
+
+    parts: per axis, the sizes of its tiles; window: odd tiles per axis, or all of them.
+    """
+
+    def axis_tiles(parts: tuple[int, ...]) -> list[int]:
+        return [tile for tile, size in enumerate(parts) for _ in range(size)]
+
+    def sees(query: int, key: int, n: int, k: int) -> bool:
+        if k >= n:
+            return True
+        centre = max(k // 2, min(query, n - 1 - k // 2))
+        return abs(centre - key) <= k // 2
+
+    def build(
+        parts: tuple[tuple[int, ...], ...],
+        window: tuple[int, int, int],
+        before: int = 0,
+        after: int = 0,
+        valid: tuple[tuple[int, int], ...] | None = None,
+    ) -> Mask:
+        places = list(itertools.product(*(axis_tiles(axis) for axis in parts)))
+        video = len(places)
+        samples = valid or ((before, after),)
+        mask = torch.zeros(len(samples), 1, before + video + after, before + video + after)
+        counts = [len(axis) for axis in parts]
+        see = [
+            [[sees(q, k, n, w) for k in range(n)] for q in range(n)]
+            for n, w in zip(counts, window, strict=True)
+        ]
+        inner = torch.tensor(
+            [[all(see[a][p[a]][o[a]] for a in range(3)) for o in places] for p in places]
+        )
+        for sample, (first, last) in enumerate(samples):
+            mask[sample, 0] = 1
+            mask[sample, 0, before : before + video, before : before + video] = inner
+            mask[sample, 0, :, first:before] = 0
+            mask[sample, 0, :, before + video + last :] = 0
+        return mask.bool()
+
+    return build
+
+
+@pytest.fixture
+def random_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
+    """A plan over blocks of the given lengths with random lists, and its mask by enumeration."""
+
+    def make(
+        q_lengths: list[int],
+        k_lengths: list[int],
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        keep: float = 0.5,
+        block: int = 128,
+        shuffled: bool = True,
+        partial: tuple[int, int, int] | None = None,
+        seed: int = 0,
+    ) -> tuple[Any, Mask]:
+        from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, lists_from_mask
+
+        generator = torch.Generator().manual_seed(seed)
+        tables, members = [], []
+        for lengths in (q_lengths, k_lengths):
+            total = sum(lengths)
+            order = torch.randperm(total, generator=generator) if shuffled else torch.arange(total)
+            sizes = torch.tensor(lengths, dtype=torch.int32)
+            tables.append(
+                BlockTable(
+                    order.int() if shuffled else None, (sizes.cumsum(0) - sizes).int(), sizes[None]
+                )
+            )
+            members.append(order.split(lengths))
+        shape = (batch, heads, len(q_lengths), len(k_lengths))
+        chosen = torch.rand(shape, generator=generator)
+        full = chosen < keep
+        masked = (chosen > 1 - keep / 2) & ~full & (partial is not None)
+        coords = [
+            torch.randint(0, 4, (sum(n), 3), generator=generator, dtype=torch.int32)
+            for n in (q_lengths, k_lengths)
+        ]
+        mask = torch.zeros(batch, heads, sum(q_lengths), sum(k_lengths), dtype=torch.bool)
+        for b, h, i, j in itertools.product(*map(range, shape)):
+            rows, columns = members[0][i][:, None], members[1][j]
+            if full[b, h, i, j]:
+                mask[b, h, rows, columns] = True
+            elif masked[b, h, i, j] and partial is not None:
+                apart = (coords[0][rows[:, 0]][:, None] - coords[1][columns]).abs()
+                mask[b, h, rows, columns] = (apart <= torch.tensor(partial)).all(-1)
+        count, index, whole = lists_from_mask(full, tables[1].lengths == block)
+        extra: dict[str, Any] = {}
+        if partial is not None:
+            extra["partial_count"], extra["partial_index"], _ = lists_from_mask(masked)
+            extra["token_mask"] = TokenMask("box", partial, coords[0], coords[1])
+        plan = BlockPlan(
+            tables[0],
+            tables[1],
+            count,
+            index,
+            sum(q_lengths),
+            sum(k_lengths),
+            block,
+            block,
+            whole,
+            **extra,
+        )
+        return plan.validate().to(device), mask
+
+    return make

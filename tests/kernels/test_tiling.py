@@ -1,0 +1,139 @@
+"""Tiles and windows: splits, legal values, and what the chooser minimises."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.patterns import plan_for
+from dit_accel.kernels.patterns.sliding_tile import SlidingTile
+from dit_accel.kernels.tiling import (
+    Tiling,
+    Window,
+    choose_tiling,
+    clipped_split,
+    even_split,
+    fixed_tiling,
+    parse_tile,
+    visible_range,
+)
+from dit_accel.layout import TokenLayout
+
+FRACTIONS = [[1.0, 0.5, 0.5], [0.6, 0.5, 0.5], [0.6, 0.35, 0.35]]
+GRIDS = [(9, 24, 24), (9, 32, 32), (21, 45, 80), (21, 30, 52), (13, 30, 45), (1, 64, 64)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 45, 128, 129])
+def test_splits_cover_the_axis(length: int) -> None:
+    for parts in range(1, length + 1):
+        sizes = even_split(length, parts)
+        assert (len(sizes), sum(sizes)) == (parts, length) and max(sizes) - min(sizes) <= 1
+        clipped = clipped_split(length, parts)
+        assert sum(clipped) == length and set(clipped[:-1]) <= {parts} and clipped[-1] <= parts
+
+
+@pytest.mark.parametrize(
+    ("window", "n", "expected"),
+    [
+        ({"tiles": [1, 1, 1]}, 6, 1),
+        ({"tiles": [2, 1, 1]}, 6, 3),
+        ({"tiles": [3, 1, 1]}, 6, 3),
+        ({"tiles": [5, 1, 1]}, 6, 5),
+        ({"tiles": [6, 1, 1]}, 6, 6),
+        ({"tiles": [9, 1, 1]}, 6, 6),
+        ({"tiles": [4, 1, 1]}, 5, 5),
+        ({"tokens": [1, 1, 1]}, 6, 1),
+        ({"tokens": [4, 1, 1]}, 6, 1),
+        ({"tokens": [5, 1, 1]}, 6, 3),
+        ({"tokens": [99, 1, 1]}, 6, 6),
+        ({"fraction": [0.5, 1, 1]}, 6, 3),
+        ({"fraction": [0.51, 1, 1]}, 6, 5),
+        ({"fraction": [1.0, 1, 1]}, 6, 6),
+    ],
+)
+def test_windows_are_odd_or_whole(window: dict, n: int, expected: int) -> None:
+    assert Window.parse(window).tiles(0, 24, n) == expected
+
+
+def test_visible_ranges_follow_the_paper() -> None:
+    for n, k in itertools.product(range(1, 10), range(1, 10)):
+        if k % 2 == 0 and k < n:
+            continue
+        for query in range(n):
+            centre = max(k // 2, min(query, n - 1 - k // 2))
+            tiles = [t for t in range(n) if k >= n or abs(centre - t) <= k // 2]
+            assert list(range(*visible_range(query, k, n))) == tiles
+            assert len(tiles) == min(k, n)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("grid", [*GRIDS, (7, 11, 13), (1, 1, 9), (33, 45, 80)])
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_chosen_tiles_fit_and_cover(
+    grid: tuple[int, int, int], fraction: list[float], padded: bool
+) -> None:
+    window = Window.parse({"fraction": fraction})
+    tiling = choose_tiling(grid, window, padded=padded)
+    assert tuple(sum(axis) for axis in tiling.parts) == grid
+    assert math.prod(tiling.tile) <= tiling.block <= 128
+    for axis in range(3):
+        parts = tiling.counts[axis]
+        seen = window.tiles(axis, grid[axis], parts)
+        assert seen >= fraction[axis] * parts - 1e-6
+        assert seen == parts or seen >= 3
+    if not padded and math.prod(grid) >= 128:
+        assert math.prod(grid) / tiling.tiles >= 32
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_gpu_choice_beats_the_usual_tiles(grid: tuple[int, int, int], fraction: list[float]) -> None:
+    window = Window.parse({"fraction": fraction})
+
+    def cost(tiling: Tiling) -> float:
+        seen = [window.tiles(a, grid[a], tiling.counts[a]) for a in range(3)]
+        efficiency = {64: 0.75, 128: 1.0}[tiling.block]
+        return tiling.tiles * math.prod(seen) * tiling.block**2 / efficiency
+
+    chosen = cost(choose_tiling(grid, window, padded=True))
+    for tile in [(2, 8, 8), (3, 5, 8), (1, 8, 16), (3, 4, 4), (3, 6, 6), (4, 4, 4)]:
+        usual = fixed_tiling(grid, tile)
+        seen = [window.tiles(a, grid[a], usual.counts[a]) for a in range(3)]
+        if all(n == parts or n >= 3 for n, parts in zip(seen, usual.counts, strict=True)):
+            assert chosen <= cost(usual) * 1.09
+
+
+@pytest.mark.parametrize("grid", [(9, 24, 24), (9, 32, 32)])
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_demo_grids_launch_little_on_a_cpu(grid: tuple, fraction: list[float]) -> None:
+    plan = plan_for(TokenLayout(grid), SlidingTile({"fraction": fraction}), "cpu")
+    wanted = math.prod(fraction)
+    assert wanted * 0.95 <= plan.launched_density("torch") <= 0.35
+    assert plan.kept_density() == plan.launched_density("torch")
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        ({"tile": [1, 2, 3]}, "tiles"),
+        ({"tiles": [1, 2]}, "three"),
+        ({"tiles": [1, 2, 0]}, "nearest legal value is 1"),
+        ({"tokens": [1, 2, 2.6]}, "nearest legal value is 3"),
+        ({"fraction": [1, 2, 0.5]}, "nearest legal value is 1.0"),
+        ({"fraction": [1, "x", 0.5]}, "fraction"),
+        ({"fraction": [1, 1, 1], "tiles": [1, 1, 1]}, "one of"),
+        (3, "one of"),
+    ],
+)
+def test_bad_windows(window: object, words: str) -> None:
+    with pytest.raises(DitAccelError, match=words):
+        Window.parse(window)
+
+
+@pytest.mark.parametrize("tile", [[1, 2], [8, 8, 8], [0, 8, 8], "big", 7, [1, 2, 2.0]])
+def test_bad_tiles(tile: object) -> None:
+    with pytest.raises(DitAccelError, match="tile"):
+        parse_tile(tile)
