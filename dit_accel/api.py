@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from dit_accel import seam
+from dit_accel.attention import launch
 from dit_accel.broadcast import OutputCache
 from dit_accel.errors import DitAccelError, nearest, unknown
-from dit_accel.kernels.backends import BACKENDS
-from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.backends import BACKENDS, choose
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter
@@ -158,7 +158,7 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
         for pattern in state.policy.patterns():
             plan = plan_for(layout, pattern, device)
-            block_sparse_attention(q, k, v, plan, backend=state.settings.backend)
+            launch(state, q, k, v, plan, state.settings.backend or choose(q, k, v, plan))
 
 
 def families() -> list[str]:

@@ -23,7 +23,7 @@ from dit_accel.kernels.backends import choose, eligible
 from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.state import Site
+from dit_accel.state import RunState, Site
 
 COMPILED = ("triton",)
 """Backends whose first call of a variant compiles it."""
@@ -190,7 +190,7 @@ def _run(call: Call, site: Site) -> torch.Tensor:
     launched = plan.launched_density(backend)
     if state.policy.profile.breakeven and not pays(backend, layout.length, launched):
         return _unplanned(call, site, BREAK_EVEN)
-    output = _launch(call, site, plan, backend)
+    output = launch(state, call.query, call.key, call.value, plan, backend, call.scale, call.layout)
     state.recorder.count(
         site.key,
         forward.step,
@@ -202,15 +202,24 @@ def _run(call: Call, site: Site) -> torch.Tensor:
     return output
 
 
-def _launch(call: Call, site: Site, plan: BlockPlan, backend: str) -> torch.Tensor:
-    state, query = site.state, call.query
+def launch(
+    state: RunState,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: BlockPlan,
+    backend: str,
+    scale: float | None = None,
+    layout: Layout = "bshd",
+) -> torch.Tensor:
+    """Run a plan under the clock; a call that compiles its kernel is timed apart."""
     variant = (backend, query.dtype, query.shape[-1], plan.block_q, plan.block_k, plan.list_kinds)
     first = backend in COMPILED and variant not in state.warm
-    timer = state.recorder.compilation if first else state.recorder.attention
     state.warm.add(variant)
+    timer = state.recorder.compilation if first else state.recorder.attention
     with timer(query.device):
         return block_sparse_attention(
-            query, call.key, call.value, plan, scale=call.scale, backend=backend, layout=call.layout
+            query, key, value, plan, scale=scale, backend=backend, layout=layout
         )
 
 

@@ -57,4 +57,4 @@ def test_warmup_leaves_no_compilation_to_the_run(tiny_wan: Any) -> None:
     tiny_wan.pipe.enable_sparse_attention(profile("{tiles = [1, 1, 1]}"))
     tiny_wan.pipe.sparse_attention_warmup(80, 112, 17)
     tiny_wan.run()
-    assert tiny_wan.pipe.sparse_attention_report().time["compile_s"] < 1.0
+    assert tiny_wan.pipe.sparse_attention_report().time["compile_s"] == 0
