@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 
-from rich.console import Group
 from rich.table import Table
 
 import dit_accel
@@ -14,61 +14,51 @@ from dit_accel.cli.models import demo_folder
 from dit_accel.errors import DitAccelError
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "imageio-ffmpeg")
+NO_GPU = "none: torch is a build without CUDA"
 
 
-def examine() -> Group:
-    """Three tables: versions, devices, backends."""
-    return Group(_versions(), _devices(), _backends())
-
-
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False, min_width=60)
-    table.add_column(no_wrap=True)
+def examine() -> Table:
+    """Versions, devices and backends, one per row."""
+    table = Table(title="dit-accel doctor", show_header=False)
+    table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
+    for rows in (_versions(), _devices(), _backends()):
+        for name, value in rows:
+            table.add_row(name, value)
+        table.add_section()
     return table
 
 
-def _versions() -> Table:
-    table = _table("Versions")
-    table.add_row("dit-accel", dit_accel.__version__)
-    table.add_row("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "dit-accel", dit_accel.__version__
+    yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
     for name in PACKAGES:
         try:
-            version = metadata.version(name)
+            yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
-            version = "not installed"
-        table.add_row(name, version)
+            yield name, "not installed"
     try:
-        table.add_row("demo model", str(demo_folder()))
+        yield "demo model", str(demo_folder())
     except DitAccelError:
-        table.add_row("demo model", "not here: it is part of a checkout of the repository")
-    return table
+        yield "demo model", "not here: it is part of a checkout of the repository"
 
 
-def _devices() -> Table:
+def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
-    table = _table("Devices")
-    build = torch.version.cuda or torch.version.hip
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
-        properties = torch.cuda.get_device_properties(index)
-        table.add_row(
-            f"cuda:{index}",
-            f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
-            f"{properties.total_memory / 2**30:.0f} GiB",
-        )
+        gpu = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        yield f"cuda:{index}", f"{gpu.name}, {capability}, {gpu.total_memory / 2**30:.0f} GiB"
     if not count:
-        none = f"none found, though torch is built for CUDA {build}" if build else "none: torch is "
-        table.add_row("GPU", none if build else none + "a build without CUDA")
-    table.add_row("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} of them used by torch")
-    return table
+        build = torch.version.cuda or torch.version.hip
+        yield "GPU", f"none found, though torch is built for {build}" if build else NO_GPU
+    yield "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} of them used by torch"
 
 
-def _backends() -> Table:
+def _backends() -> Iterator[tuple[str, str]]:
     from dit_accel.kernels.backends import available
 
-    table = _table("Attention backends")
     for name, reason in available().items():
-        table.add_row(name, f"no: {reason}" if reason else "yes")
-    return table
+        yield f"backend {name}", f"cannot run here: {reason}" if reason else "can run"

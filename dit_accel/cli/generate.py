@@ -241,9 +241,8 @@ def _denoise(job: Job, pipe: Any) -> tuple[Any, float]:
     steps = steps or _accepted(job.pipeline_class)["num_inference_steps"].default
     begin = time.perf_counter()
     with denoising_bar(steps) as on_step:
-        if "callback_on_step_end" not in _accepted(job.pipeline_class):
-            on_step = None
-        callback = {} if on_step is None else {"callback_on_step_end": on_step}
+        accepted = "callback_on_step_end" in _accepted(job.pipeline_class)
+        callback = {"callback_on_step_end": on_step} if accepted else {}
         result = pipe(**job.arguments, generator=generator, output_type="pil", **callback)
     frames = result.images if hasattr(result, "images") else result.frames[0]
     return frames, time.perf_counter() - begin

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dit_accel.video import read_video
 
@@ -151,3 +152,16 @@ def test_ctrl_c_while_writing(cli, tiny_wan: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(video, "_write_mp4", interrupted)
     code, text = cli("generate", "a red circle", "--model", tiny_wan, *SMALL, "--out", "x.mp4")
     assert code == 130 and "nothing was written" in text and os.listdir() == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("offload", ["none", "model", "sequential", "group"])
+def test_on_a_gpu(cli, tiny_wan: Path, offload: str):
+    sizes = ("--height", 32, "--width", 48, "--frames", 5, "--steps", 2, "--report", "r.json")
+    args = ("--device", "cuda", "--offload", offload, "--out", "x.mp4")
+    code, text = cli("generate", "a red circle", "--model", tiny_wan, *sizes, *args)
+    assert code == 0, text
+    run = json.loads(Path("r.json").read_text())["run"]
+    assert (run["dtype"], run["device"], run["offload"]) == ("bfloat16", "cuda", offload)
+    assert len(read_video("x.mp4")) == 5

@@ -1,0 +1,67 @@
+"""Help, version, tables and doctor."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import dit_accel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from dit_accel.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['generate', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'triton', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert time.monotonic() - begin < 5  # about 0.4 s on an idle machine
+
+
+def test_module_can_be_run():
+    command = [sys.executable, "-m", "dit_accel.cli", "--version"]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    python = platform.python_version()
+    assert text.split() == ["dit-accel", dit_accel.__version__, "(Python", f"{python})"]
+
+
+def test_profiles(cli):
+    code, text = cli("profiles")
+    assert code == 0
+    for family, name, _ in dit_accel.profile_names():
+        assert family in text and name in text
+    code, text = cli("profiles", "--family", "flux")
+    assert code == 0 and "balanced" in text and "cogvideox" not in text
+
+
+def test_models(cli):
+    code, text = cli("models")
+    assert code == 0
+    for info in dit_accel.supported_models():
+        assert info.family in text
+        assert all(name in text for name in info.pipeline_classes)
+
+
+def test_doctor(cli):
+    from dit_accel.kernels.backends import available
+
+    code, text = cli("doctor")
+    assert code == 0
+    for words in ("diffusers", "transformers", torch.__version__, platform.python_version()):
+        assert words in text
+    for name, reason in available().items():
+        assert f"backend {name}" in text
+        assert reason is None or reason in text
+    if not torch.cuda.is_available():
+        assert "GPU none" in text
