@@ -235,6 +235,7 @@ class BlockPlan:
             ("k_blocks", self.k_blocks, self.k_length, self.block_k),
         ):
             _validate_table(name, table, length, block)
+        _validate_rows(self.q_blocks)
         _validate_lists("full", self.full_count, self.full_index, self)
         given = [self.partial_count is None, self.partial_index is None, self.token_mask is None]
         if any(given) and not all(given):
@@ -309,6 +310,13 @@ def _validate_table(name: str, table: BlockTable, length: int, block: int) -> No
         tokens = torch.arange(length, device=table.order.device, dtype=torch.int32)
         if table.order.shape != (length,) or not torch.equal(table.order.sort().values, tokens):
             raise DitAccelError(f"plan.{name}.order: expected a permutation of {length} tokens.")
+
+
+def _validate_rows(table: BlockTable) -> None:
+    starts, by_start = table.starts.sort()
+    stops = starts + table.lengths[:, by_start]
+    if (stops[:, :-1] > starts[1:]).any():
+        raise DitAccelError("plan.q_blocks: expected blocks that share no query.")
 
 
 def _validate_lists(name: str, count: Tensor, index: Tensor, plan: BlockPlan) -> None:

@@ -194,7 +194,7 @@ class Config:
 
 # (rows, keys, stages) of a step, best first; the last one fits everywhere.
 _STEPS = ((128, 64, 3), (128, 64, 2), (64, 64, 3), (64, 64, 2), (64, 32, 2),
-          (32, 32, 2), (32, 32, 1))  # fmt: skip
+          (32, 32, 2), (32, 32, 1), (32, 16, 1), (16, 16, 1))  # fmt: skip
 
 
 def pick_config(dim: int, itemsize: int, plan_blocks: tuple[int, int], shared: int) -> Config:

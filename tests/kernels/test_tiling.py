@@ -90,7 +90,9 @@ def test_chosen_tiles_fit_and_cover(
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("fraction", FRACTIONS)
-def test_gpu_choice_beats_the_usual_tiles(grid: tuple[int, int, int], fraction: list[float]) -> None:
+def test_gpu_choice_beats_the_usual_tiles(
+    grid: tuple[int, int, int], fraction: list[float]
+) -> None:
     window = Window.parse({"fraction": fraction})
 
     def cost(tiling: Tiling) -> float:

@@ -1,0 +1,61 @@
+"""Backends: who can run what, why not, and life without Triton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels import backends
+from dit_accel.kernels.backends import BACKENDS, available, choose, eligible
+
+Make = Callable[..., Any]
+
+
+def test_all_run_here() -> None:
+    assert available() == dict.fromkeys(BACKENDS)
+
+
+def test_first_eligible(qkv: Make, random_plan: Make) -> None:
+    plan, _ = random_plan([40], [40])
+    assert choose(*qkv(40), plan) == ("triton" if torch.cuda.is_available() else "torch")
+
+
+def test_reasons(qkv: Make, random_plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = random_plan([20], [20], block=32)
+    q, k, v = qkv(20)
+    assert "blocks of 32 x 32" in str(eligible("triton", q, k, v, plan))
+    assert eligible("torch", q, k, v, plan) is None
+    assert "float64" in str(eligible("torch", q.double(), k, v, plan))
+    assert "head_dim 320" in str(eligible("torch", q.repeat(1, 1, 1, 5), k, v, plan))
+    with pytest.raises(DitAccelError, match="torch"):
+        eligible("tourch", q, k, v, plan)
+    monkeypatch.setattr(backends, "interpreted", lambda: False)
+    assert "CUDA" in str(eligible("triton", q.cpu(), k.cpu(), v.cpu(), plan))
+    monkeypatch.setattr(backends, "triton_missing", lambda: "triton is not installed")
+    assert available()["triton"] == "triton is not installed"
+
+
+def test_without_triton() -> None:
+    """Everything but the triton backend imports and runs where Triton is not installed."""
+    script = """
+import sys
+sys.modules["triton"] = None
+import importlib.util, torch
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+from dit_accel.kernels.backends import available
+from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.patterns import pattern, plan_for
+from dit_accel.layout import TokenLayout
+plan = plan_for(TokenLayout((3, 4, 5)), pattern("sliding_tile"), "cpu")
+q = torch.ones(1, 60, 1, 32)
+assert torch.allclose(block_sparse_attention(q, q, q, plan), q)
+assert available()["triton"] == "triton is not installed", available()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -1,0 +1,114 @@
+"""Plans: densities by counting, lists from masks, validation, moving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, lists_from_mask
+from dit_accel.kernels.reference import dense_mask
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("partial", [None, (1, 2, 0)], ids=str)
+@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (2, 3)])
+def test_densities_and_mask(
+    partial: tuple[int, int, int] | None, batch: int, heads: int, random_plan: Make
+) -> None:
+    lengths = [128, 5, 61]
+    plan, mask = random_plan(lengths, lengths[::-1], batch=batch, heads=heads, partial=partial)
+    assert torch.equal(dense_mask(plan, batch, heads).cpu(), mask)
+    assert plan.kept_density() == pytest.approx(mask.double().mean().item())
+    visited = slots = 0
+    for b in range(batch):
+        for h in range(heads):
+            for i, n in enumerate(lengths):
+                lists = [(plan.full_count, plan.full_index)]
+                if plan.partial_count is not None:
+                    lists.append((plan.partial_count, plan.partial_index))
+                for count, index in lists:
+                    seen = index[b, h, i, : count[b, h, i]].tolist()
+                    visited += sum(n * lengths[::-1][j] for j in seen)
+                    slots += len(seen) * 128 * 128
+    everything = batch * heads * 194 * 194
+    assert plan.launched_density("torch") == pytest.approx(visited / everything)
+    assert plan.launched_density("triton") == pytest.approx(slots / everything)
+    assert plan.launched_density("reference") == 1.0
+
+
+def test_lists_put_whole_blocks_first() -> None:
+    mask = torch.tensor([[[[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]]]]).bool()
+    whole = torch.tensor([[False, True, True, False]])
+    count, index, unmasked = lists_from_mask(mask, whole)
+    assert count.tolist() == [[[3, 0, 2]]] and unmasked.tolist() == [[[1, 0, 2]]]
+    assert index[0, 0, 0].tolist() == [2, 0, 3] and index[0, 0, 2, :2].tolist() == [1, 2]
+    assert {count.dtype, index.dtype, unmasked.dtype} == {torch.int32}
+
+
+def test_longest_lists_start_first(random_plan: Make) -> None:
+    plan, _ = random_plan([20] * 6, [20] * 9, batch=2, heads=2, partial=(1, 1, 1))
+    work = (plan.full_count + plan.partial_count).sum((0, 1))[plan.launch_order.long()]
+    assert (work[:-1] >= work[1:]).all()
+    assert sorted(plan.launch_order.tolist()) == list(range(6))
+
+
+def test_moving_keeps_every_tensor(random_plan: Make) -> None:
+    plan, _ = random_plan([20, 30], [40], partial=(1, 1, 1))
+    moved = plan.to("meta")
+    assert isinstance(moved, BlockPlan) and plan.to(plan.device) is plan
+    assert moved.token_mask is not None and moved.partial_index is not None
+    for tensor in (
+        moved.full_index,
+        moved.partial_index,
+        moved.q_blocks.order,
+        moved.k_blocks.lengths,
+        moved.token_mask.q_coords,
+    ):
+        assert tensor is not None and tensor.device.type == "meta"
+    assert (moved.q_length, moved.block_q, moved.heads) == (50, 128, 1)
+
+
+def ints(*values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"full_count": ints([[2, 1]])}, "full_count"),
+        ({"full_index": ints([[[1], [0]]])}, "full_index"),
+        ({"full_count": ints([[1, 1]]).long()}, "int32"),
+        ({"full_count": ints([[1]])}, "plan.full"),
+        ({"q_length": 59}, "q_blocks: expected blocks within"),
+        ({"block_q": 32}, "lengths in"),
+        ({"q_blocks": BlockTable(None, ints(0, 10), ints([40, 20]))}, "share no query"),
+        ({"q_blocks": BlockTable(ints(*[0] * 60), ints(0, 40), ints([40, 20]))}, "permutation"),
+        ({"q_blocks": BlockTable(None, ints(0, 40), ints([40]))}, "expected 2 lengths"),
+        ({"partial_count": ints([[0, 0]])}, "together"),
+        (
+            {
+                "partial_count": ints([[0, 0]]),
+                "partial_index": ints([[[0], [0]]]),
+                "token_mask": TokenMask("cone", (0, 0, 0), ints(), ints()),
+            },
+            "cone",
+        ),
+    ],
+)
+def test_validation(change: dict, words: str) -> None:
+    plan = BlockPlan(
+        BlockTable(None, ints(0, 40), ints([40, 20])),
+        BlockTable(None, ints(0), ints([50])),
+        ints([[1, 1]]),
+        ints([[[0], [0]]]),
+        60,
+        50,
+    )
+    with pytest.raises(DitAccelError, match=words):
+        replace(plan.validate(), **change).validate()
