@@ -189,26 +189,26 @@ class Config:
     def shared_bytes(self, dim: int, itemsize: int) -> int:
         """Shared memory: q, the staged k and v tiles, and p where it passes through it."""
         tiles = (self.block_m + 2 * self.block_n * self.stages) * dim * itemsize
-        return tiles + (self.block_m * self.block_n * itemsize if itemsize == 4 else 0)
+        return tiles + (self.block_m * self.block_n * itemsize if itemsize == 4 else 1024)
 
 
 # (rows, keys, stages) of a step, best first; the last one fits everywhere.
 _STEPS = ((128, 64, 3), (128, 64, 2), (64, 64, 3), (64, 64, 2), (64, 32, 2),
-          (32, 32, 2), (32, 32, 1), (32, 16, 1), (16, 16, 1))  # fmt: skip
+          (32, 32, 2), (32, 32, 1), (32, 16, 2), (32, 16, 1), (16, 16, 1))  # fmt: skip
 
 
 def pick_config(dim: int, itemsize: int, plan_blocks: tuple[int, int], shared: int) -> Config:
     """The largest configuration for a padded head_dim that fits registers and `shared` bytes.
 
-    float32 multiplies without tensor cores, unrolled over the head_dim: small tiles or it spills.
+    float32 multiplies without tensor cores, fully unrolled: larger steps spill registers.
     """
-    most = 128 * 256 if itemsize < 4 else 64 * 128
+    wide = itemsize >= 4
     for rows, keys, stages in _STEPS:
         rows, keys = min(rows, plan_blocks[0]), min(keys, plan_blocks[1])
-        light = itemsize < 4 and rows * dim <= 128 * 64
+        light = not wide and rows * dim <= 128 * 64
         config = Config(rows, keys, 4 if light else 8, stages)
-        fits = config.shared_bytes(dim, itemsize) <= shared
-        if fits and rows * dim <= most and (itemsize < 4 or keys <= 32):
+        spills = wide and rows * keys * dim > 64 * 32 * 64
+        if not spills and config.shared_bytes(dim, itemsize) <= shared:
             return config
     return config
 
