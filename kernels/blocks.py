@@ -92,7 +92,8 @@ def _tile_sizes(tiling: Tiling, device: torch.device) -> Tensor:
 def _valid_lengths(layout: TokenLayout, lengths: Tensor, starts: Tensor) -> Tensor:
     if layout.valid is None:
         return lengths[None]
-    valid = torch.tensor(layout.valid, dtype=torch.int32, device=lengths.device)
+    samples = layout.valid[:1] if len(set(layout.valid)) == 1 else layout.valid
+    valid = torch.tensor(samples, dtype=torch.int32, device=lengths.device)
     after = layout.video_start + layout.video_length
     stops = torch.where(
         starts < layout.video_start,

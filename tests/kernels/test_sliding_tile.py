@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,12 @@ def test_every_pattern_builds_hashes_and_is_cached(name: str) -> None:
     plan = plan_for(layout, rule, "cpu").validate()
     assert plan_for(layout, pattern(name), torch.device("cpu")) is plan
     assert 0 < plan.kept_density() <= plan.launched_density("torch") <= 1
+
+
+def test_samples_that_are_alike_share_their_lists() -> None:
+    alike = TokenLayout((3, 4, 5), after=9, valid=((0, 4), (0, 4), (0, 4)))
+    assert plan_for(alike, pattern("full"), "cpu").batch == 1
+    assert plan_for(replace(alike, valid=((0, 4), (0, 5))), pattern("full"), "cpu").batch == 2
 
 
 def test_unknown_names() -> None:
