@@ -38,7 +38,7 @@ class Model:
     Args:
         source: its folder, or its id on the Hub.
         index: its model_index.json.
-        configs: config.json of its components, as far as they have one.
+        configs: config.json of its autoencoder and transformers.
         demo: whether this is the demo model of the repository.
     """
 
@@ -77,7 +77,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
 
     Reads local files, or fetches the few small configuration files of a model of the Hub.
     """
-    if name == DEMO and not Path(name).is_dir():
+    if name == DEMO and not Path(name, INDEX).is_file():
         folder = demo_folder()
         return _supported(_local(folder, demo=True))
     path = Path(name).expanduser()
@@ -100,14 +100,16 @@ def _local(folder: Path, demo: bool) -> Model:
     index = _read_json(folder / INDEX)
     configs = {
         name: _read_json(folder / name / "config.json")
-        for name in _components(index)
+        for name in _sized_parts(index)
         if (folder / name / "config.json").is_file()
     }
     return Model(str(folder), index, configs, demo=demo)
 
 
-def _components(index: dict[str, Any]) -> list[str]:
-    return [name for name, value in index.items() if isinstance(value, list) and value[0]]
+def _sized_parts(index: dict[str, Any]) -> list[str]:
+    """The components that decide which sizes a pipeline takes."""
+    parts = [name for name in index if name == "vae" or name.startswith("transformer")]
+    return [name for name in parts if isinstance(index[name], list) and index[name][0]]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -182,18 +184,11 @@ def _supported(model: Model) -> Model:
 
 
 def _from_hub(name: str, revision: str | None) -> Model:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     index = _read_json(_download(name, INDEX, revision))
-    configs = {}
-    for component in _components(index):
-        try:
-            path = _download(name, f"{component}/config.json", revision)
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            continue  # tokenizers and schedulers have none
-        configs[component] = _read_json(path)
+    configs = {
+        part: _read_json(_download(name, f"{part}/config.json", revision))
+        for part in _sized_parts(index)
+    }
     return Model(name, index, configs, revision=revision)
 
 
@@ -218,11 +213,9 @@ def _download(name: str, file: str, revision: str | None) -> Path:
             "connection and HF_HUB_OFFLINE, or give --model a folder (or demo)."
         ) from error
     except hub.EntryNotFoundError as error:
-        if file == INDEX:
-            raise DitAccelError(
-                f"{name} is not in diffusers' format: it has no {INDEX}. "
-                "Look for a repository whose name ends in -Diffusers."
-            ) from error
-        raise
+        raise DitAccelError(
+            f"{name} is not in diffusers' format: it has no {file}. "
+            "Look for a repository whose name ends in -Diffusers."
+        ) from error
     except (OSError, hub.HFValidationError) as error:
         raise DitAccelError(f"cannot get {file} of {name} from the Hub: {error}") from error

@@ -26,7 +26,7 @@ def skeleton(model: Model, pipeline_class: type) -> Any:
                 parts[name] = value
             continue
         parts[name] = None
-        if (name == "vae" or name.startswith("transformer")) and name in model.configs:
+        if name in model.configs:
             component = getattr(diffusers, value[1])
             with init_empty_weights():
                 parts[name] = component.from_config(model.configs[name])

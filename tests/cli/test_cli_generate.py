@@ -154,6 +154,21 @@ def test_ctrl_c_while_writing(cli, tiny_wan: Path, monkeypatch: pytest.MonkeyPat
     assert code == 130 and "nothing was written" in text and os.listdir() == []
 
 
+def test_a_cached_hub_model_needs_no_network(cli, tiny_wan: Path, tmp_path: Path, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    commit = "0" * 40
+    repository = tmp_path / "cache" / "models--someone--tiny-wan"
+    shutil.copytree(tiny_wan, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, text = cli("generate", "a red circle", "--model", "someone/tiny-wan", *SMALL)
+    assert code == 0, text
+    assert os.listdir() == ["a-red-circle-0.mp4"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("offload", ["none", "model", "sequential", "group"])
