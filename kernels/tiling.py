@@ -18,8 +18,9 @@ from dit_accel.errors import DitAccelError, unknown
 BLOCK_SIZES = (64, 128)
 # Relative speed of the portable kernel per launched pair, by block size.
 BLOCK_EFFICIENCY: Mapping[int, float] = {64: 0.75, 128: 1.0}
-# CPU: gathering one key and value costs about as much as this many query rows' scores with it.
-GATHER_ROWS = 40
+# CPU: gathering a key and value, once per group of queries, costs about as much as this many of
+# its scores (measured: two cores, float32, four heads of 64).
+GATHER_ROWS = 110
 MIN_CPU_TILE = 32
 # Costs this close count as equal; the most cubic tile wins then.
 TIE = 1.08
