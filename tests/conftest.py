@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    # Without a GPU kernels are interpreted; read when Triton is first imported, by diffusers even.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @dataclass

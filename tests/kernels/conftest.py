@@ -1,25 +1,13 @@
-"""Shared by the kernel tests: devices, NaN in uninitialised memory, and oracles of their own.
-
-Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when Triton's modules
-are imported: whatever imported Triton before is imported afresh.
-"""
+"""Shared by the kernel tests: devices, NaN in uninitialised memory, and oracles of their own."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-
-if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    os.environ["TRITON_INTERPRET"] = "1"
-    for module in [name for name in sys.modules if name.split(".")[0] == "triton"]:
-        if not module.startswith("triton._C"):
-            del sys.modules[module]
 
 Mask = torch.Tensor
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
