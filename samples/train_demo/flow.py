@@ -1,4 +1,4 @@
-"""Rectified flow on cached latents: text encoder and transformer together, against the clock.
+"""Rectified flow on cached latents, against the clock; the text encoder is trained and frozen.
 
 x_s = (1 - s) x_0 + s noise, the transformer predicts noise - x_0 at timestep 1000 s, and s is
 drawn uniformly and shifted by 3: what diffusers' FlowMatchEulerDiscreteScheduler(shift=3) runs.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -91,7 +91,8 @@ def flow_loss(
     blank = torch.full_like(tokens, PAD)
     blank[:, 0] = EOS
     drop = torch.rand(count, 1, device=device) < CAPTION_DROPOUT
-    text = encode_text(text_encoder, torch.where(drop, blank, tokens))
+    with torch.no_grad():
+        text = encode_text(text_encoder, torch.where(drop, blank, tokens))
     u = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
     sigma = (SHIFT * u / (1 + (SHIFT - 1) * u)).view(-1, 1, 1, 1, 1)
     noise = torch.randn_like(latents)
@@ -103,8 +104,8 @@ def flow_loss(
 class Average:
     """Exponential moving average of parameters, in float32."""
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.sources = [p for m in modules for p in m.parameters()]
+    def __init__(self, module: nn.Module) -> None:
+        self.sources = list(module.parameters())
         self.values = [p.detach().clone() for p in self.sources]
         self.count = 0
 
@@ -152,19 +153,18 @@ class FlowTrainer:
         self.bias = use_compact_text(self.transformer)
         matrices = [p for p in self.transformer.blocks.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
-        every = [*self.text_encoder.parameters(), *self.transformer.parameters()]
-        others = [p for p in every if id(p) not in chosen]
+        others = [p for p in self.transformer.parameters() if id(p) not in chosen]
         self.optimizers = Optimizers(matrices, others, self.muon_lr, self.adam_lr, 0.02)
-        self.average = Average((self.text_encoder, self.transformer))
+        self.average = Average(self.transformer)
         self.rng = random.Random(5)
         self.losses: dict[str, list[torch.Tensor]] = {}
         self.warm: set[Size] = set()
 
     def pick(self, progress: float) -> Size:
         """Choose this step's size by the weights of the stage at `progress`."""
-        held = [(z, w) for z, w in next((s for s in self.stages if progress < s.until), self.stages[-1]).sizes if z in self.caches]
-        held = held or [(z, 1.0) for z in self.caches]
-        sizes, weights = zip(*held, strict=True)
+        stage = next((s for s in self.stages if progress < s.until), self.stages[-1])
+        held = [(size, weight) for size, weight in stage.sizes if size in self.caches]
+        sizes, weights = zip(*(held or [(size, 1.0) for size in self.caches]), strict=True)
         return self.rng.choices(sizes, weights)[0]
 
     def step(self, size: Size, rate: float) -> torch.Tensor:
@@ -179,7 +179,6 @@ class FlowTrainer:
 
     def warm_up(self, sizes: Iterable[Size]) -> None:
         """Compile for these sizes and log their speed; off the clock, changes nothing."""
-        self.text_encoder.train()
         self.transformer.train()
         for size in sizes:
             if size in self.warm:
@@ -205,7 +204,6 @@ class FlowTrainer:
 
     def run(self, seconds: float) -> None:
         """Train for `seconds`, or until `total_seconds` are used up."""
-        self.text_encoder.train()
         self.transformer.train()
         until = min(self.seconds + seconds, self.total_seconds)
         begin, offset, last = time.time(), self.seconds, self.seconds
@@ -222,7 +220,6 @@ class FlowTrainer:
             if self.seconds - last > self.total_seconds / 60:
                 last = self.seconds
                 self._report()
-        self.text_encoder.eval()
         self.transformer.eval()
 
     def _report(self) -> None:

@@ -20,6 +20,7 @@ class Plan:
     """Seconds, sizes and counts of a whole training; `caches` maps a size to (clips, seconds)."""
 
     ae_seconds: float
+    text_seconds: float
     dit_seconds: float
     stages: tuple[Stage, ...]
     caches: dict[Size, tuple[int, float]]
@@ -31,7 +32,9 @@ class Plan:
     sampling: dict = field(default_factory=dict)
     preview: dict = field(default_factory=lambda: {"height": 96, "width": 96})
     save_seconds: float = 30.0
-    reserve_scale: float = 1.0
+    eval_seconds: float = 100.0
+    muon_lr: float = 4e-3
+    adam_lr: float = 1.5e-3
 
 
 def full_plan(minutes: float = 20.0) -> Plan:
@@ -48,6 +51,7 @@ def full_plan(minutes: float = 20.0) -> Plan:
     }
     return Plan(
         ae_seconds=165 * scale,
+        text_seconds=20 * scale,
         dit_seconds=520 * scale,
         stages=(
             Stage(0.46, ((SMALL, 0.8), (SMALL_WIDE, 0.2))),
@@ -62,11 +66,30 @@ def full_plan(minutes: float = 20.0) -> Plan:
     )  # fmt: skip
 
 
+def polish_plan(seconds: float) -> Plan:
+    """More training for an existing model: small clips first, then the demo's size."""
+    return Plan(
+        ae_seconds=0,
+        text_seconds=15,
+        dit_seconds=seconds,
+        stages=(
+            Stage(0.3, ((SMALL, 1.0),)),
+            Stage(1.0, ((DEMO, 0.8), (DEMO_WIDE, 0.1), (DEMO_TALL, 0.1))),
+        ),
+        caches={SMALL: (12_000, 11.0), DEMO: (4_000, 14.0)}
+        | {DEMO_WIDE: (400, 2.0), DEMO_TALL: (400, 2.0)},
+        eval_seconds=70.0,
+        muon_lr=2.5e-3,
+        adam_lr=1e-3,
+    )
+
+
 def tiny_plan() -> Plan:
     """A plan for a CPU that touches every line in a minute or two."""
     a, b = Size(5, 32, 32, 2), Size(5, 32, 48, 2)
     return Plan(
         ae_seconds=4,
+        text_seconds=2,
         dit_seconds=8,
         stages=(Stage(0.5, ((a, 1.0),)), Stage(1.0, ((b, 0.5), (a, 0.5)))),
         caches={a: (4, 5.0), b: (4, 5.0)},
@@ -78,5 +101,5 @@ def tiny_plan() -> Plan:
         sampling={"frames": 5, "height": 32, "width": 32},
         preview={"frames": 5, "height": 32, "width": 32},
         save_seconds=2.0,
-        reserve_scale=0.02,
+        eval_seconds=2.0,
     )

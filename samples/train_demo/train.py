@@ -2,8 +2,8 @@
 
     python samples/train_demo/train.py --stage all --out out/demo
 
-Stages: `ae` (autoencoder and its validation), `dit` (latents, text encoder and transformer),
-`eval` (prompt adherence); `all` runs what is not done yet. With `--part-seconds N` a run saves its
+Stages: `ae` (autoencoder and its validation), `dit` (text encoder, latents, transformer), `eval`
+(prompt adherence); `all` runs what is not done yet. With `--part-seconds N` a run saves its
 state and ends after about N seconds; the same command goes on from there.
 """
 
@@ -23,17 +23,18 @@ import records
 import torch
 from autoencoder import Size, set_statistics, train_autoencoder, validate_autoencoder
 from demo_model import build_text_encoder, build_transformer, build_vae, save_pipeline
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from flow import FlowTrainer
-from plan import Plan, full_plan, tiny_plan
+from plan import Plan, full_plan, polish_plan, tiny_plan
 from sheets import contact_sheet, save_gif
 from speed import choose_attention, set_up_cuda
+from text import train_text_encoder, word_vectors
+from transformers import UMT5EncoderModel
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "demo-model"
 RESULTS = HERE.parent / "results"
 MIN_PSNR = 28.0
-EVAL_RESERVE = 100.0
 
 
 class Run:
@@ -80,6 +81,11 @@ class Run:
 def stage_autoencoder(run: Run) -> AutoencoderKLWan:
     """Train, measure and save the autoencoder, or load it."""
     vae, path = build_vae().to(run.device), run.out / "vae.pt"
+    if run.args.start:
+        kept = AutoencoderKLWan.from_pretrained(run.args.start, subfolder="vae").float()
+        vae.load_state_dict(kept.state_dict())
+        vae.register_to_config(**{k: kept.config[k] for k in ("latents_mean", "latents_std")})
+        return vae.eval()
     if path.exists():
         saved = torch.load(path, weights_only=False)
         vae.load_state_dict(saved["weights"])
@@ -126,6 +132,20 @@ def stage_autoencoder(run: Run) -> AutoencoderKLWan:
     return vae.eval()
 
 
+def stage_text(run: Run) -> UMT5EncoderModel:
+    """Train the text encoder on captions, or load it."""
+    encoder, path = build_text_encoder().to(run.device), run.out / "text_encoder.pt"
+    if path.exists():
+        encoder.load_state_dict(torch.load(path, map_location=run.device))
+        return encoder.eval()
+    start = time.time()
+    words = word_vectors(encoder.config.vocab_size)
+    right = train_text_encoder(encoder, words, run.plan.text_seconds, run.log)
+    torch.save(encoder.state_dict(), path)
+    run.note("text_encoder", seconds=round(time.time() - start, 1), roles_right=round(right, 5))
+    return encoder
+
+
 def _cache(run: Run, vae: AutoencoderKLWan, size: Size) -> latents.LatentCache:
     path = run.out / f"latents_{size.frames}_{size.height}_{size.width}.pt"
     if path.exists():
@@ -142,16 +162,22 @@ def _cache(run: Run, vae: AutoencoderKLWan, size: Size) -> latents.LatentCache:
     return cache
 
 
-def stage_transformer(run: Run, vae: AutoencoderKLWan) -> bool:
+def stage_transformer(run: Run, vae: AutoencoderKLWan, text: UMT5EncoderModel) -> bool:
     """Train until done or out of time; True when the transformer is finished."""
     torch.manual_seed(11)
     plan, path = run.plan, run.out / "dit.pt"
+    transformer = build_transformer()
+    if run.args.start:
+        kept = WanTransformer3DModel.from_pretrained(run.args.start, subfolder="transformer")
+        transformer.load_state_dict(kept.float().state_dict())
     trainer = FlowTrainer(
-        build_text_encoder().to(run.device),
-        build_transformer().to(run.device),
+        text,
+        transformer.to(run.device),
         total_seconds=plan.dit_seconds,
         stages=plan.stages,
         caches={},
+        muon_lr=plan.muon_lr,
+        adam_lr=plan.adam_lr,
         log=run.log,
     )
     if path.exists():
@@ -164,7 +190,7 @@ def stage_transformer(run: Run, vae: AutoencoderKLWan) -> bool:
     done = trainer.seconds >= trainer.total_seconds
     torch.save(trainer.state(), path)
     run.note(
-        "transformer",
+        "polish" if run.args.start else "transformer",
         seconds=round(trainer.seconds, 1),
         steps=trainer.steps,
         curve=trainer.curve,
@@ -176,7 +202,7 @@ def stage_transformer(run: Run, vae: AutoencoderKLWan) -> bool:
 
 def _train_in_stages(run: Run, vae: AutoencoderKLWan, trainer: FlowTrainer) -> None:
     """Fill each stage's latents when it begins, warm its sizes up, and train through it."""
-    reserve = EVAL_RESERVE * run.plan.reserve_scale if run.args.finish else run.plan.save_seconds
+    reserve = run.plan.eval_seconds if run.args.finish else run.plan.save_seconds
     for stage in run.plan.stages:
         if trainer.seconds >= stage.until * trainer.total_seconds:
             continue
@@ -204,9 +230,9 @@ def _train_in_stages(run: Run, vae: AutoencoderKLWan, trainer: FlowTrainer) -> N
 def _save_model(run: Run, vae: AutoencoderKLWan, trainer: FlowTrainer, folder: Path) -> None:
     """Write the averaged weights as a pipeline."""
     text, transformer, stock = build_text_encoder(), build_transformer(), build_vae()
-    targets = [*text.parameters(), *transformer.parameters()]
+    text.load_state_dict(trainer.text_encoder.state_dict())
     with torch.no_grad():
-        for p, value in zip(targets, trainer.average.values, strict=True):
+        for p, value in zip(transformer.parameters(), trainer.average.values, strict=True):
             p.copy_(value)
     stock.load_state_dict(vae.state_dict())
     stock.register_to_config(**{k: vae.config[k] for k in ("latents_mean", "latents_std")})
@@ -228,7 +254,8 @@ def preview(run: Run) -> None:
     for name in ("raw", "average"):
         state[name] = [v.to(torch.bfloat16) for v in state[name]]
     torch.save(state, run.out / "dit_small.pt")
-    names = {"vae.pt": "vae.pt", "dit_small.pt": "dit.pt", "record.pt": "record.pt"}
+    names = {"dit_small.pt": "dit.pt"}
+    names |= {n: n for n in ("vae.pt", "text_encoder.pt", "record.pt") if (run.out / n).exists()}
     run.export("resume", [(run.out / a, b) for a, b in names.items()])
 
 
@@ -274,6 +301,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("all", "ae", "dit", "eval"), default="all")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="state of the run")
+    parser.add_argument("--start", type=Path, help="go on from this pipeline's weights")
     parser.add_argument("--part-seconds", type=float, default=1e9, help="stop after this long")
     parser.add_argument("--finish", action="store_true", help="fit the rest into this part")
     parser.add_argument("--minutes", type=float, default=20.0, help="training time in all")
@@ -290,7 +318,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the stages that are asked for and not done yet."""
     args = arguments()
-    run = Run(args, tiny_plan() if args.tiny else full_plan(args.minutes))
+    plan = polish_plan(60 * args.minutes) if args.start else full_plan(args.minutes)
+    run = Run(args, tiny_plan() if args.tiny else plan)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     set_up_cuda()
     run.log(f"{records.machine()}")
@@ -301,7 +330,7 @@ def main() -> None:
         run.log(choose_attention())
     done = True
     if args.stage in ("all", "dit"):
-        done = stage_transformer(run, vae)
+        done = stage_transformer(run, vae, stage_text(run))
     if done and args.stage in ("all", "eval"):
         stage_evaluation(run)
     elif not done:
