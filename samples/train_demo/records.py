@@ -37,7 +37,7 @@ def commit() -> str:
     run = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    return run.stdout.strip() or "unknown"
+    return run.stdout.strip() if run.returncode == 0 else "unknown"
 
 
 def write_json(path: Path, content: dict) -> None:

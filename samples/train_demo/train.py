@@ -311,7 +311,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="minimal sizes: does it run at all")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    args.shown = " ".join(["python samples/train_demo/train.py", *sys.argv[1:]])
+    words = [w for w in sys.argv[1:] if w not in ("--export", str(args.export))]
+    args.shown = " ".join(["python samples/train_demo/train.py", *words])
     return args
 
 
