@@ -132,9 +132,9 @@ def _training(training: dict) -> str:
     )
     if polish := training.get("polish"):
         text += (
-            "\nIn that run the text encoder was trained by the transformer's loss and learned a bag of "
-            "words;\nit was then trained again on captions alone (which word belongs to what) "
-            f"and the transformer\nwent on with it for {polish['seconds']:.0f} s "
+            "\nThere the text encoder was trained by the transformer's loss and learned a bag of "
+            "words; it was\nthen trained again on captions alone (which word belongs to what), and "
+            f"the transformer went on\nwith it for {polish['seconds']:.0f} s "
             f"({polish['steps']:,} steps)."
         )
     return text
