@@ -52,7 +52,8 @@ def load(folder: Path, device: torch.device) -> WanPipeline:
 
 def unseen_scenes(count: int, seed: int) -> list[Scene]:
     """Single-object scenes with distinct prompts, all of held-out combinations."""
-    rng, found = random.Random(seed), {}
+    rng = random.Random(seed)
+    found: dict[str, Scene] = {}
     while len(found) < count:
         scene = sample_simple(rng, unseen=True)
         found.setdefault(caption(scene), scene)

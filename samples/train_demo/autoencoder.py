@@ -93,7 +93,7 @@ def light_norms(vae: AutoencoderKLWan) -> Iterator[None]:
 def _details(out: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
     """L1 between the differences of neighbours along time, height and width."""
     error = out - clips
-    return sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4)) / 3
+    return torch.stack([error.diff(dim=d).abs().mean() for d in (2, 3, 4)]).mean()
 
 
 def loss_of(vae: AutoencoderKLWan, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from autoencoder import Size
@@ -38,7 +39,7 @@ class CompactTextProcessor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -105,7 +106,7 @@ class Average:
     """Exponential moving average of parameters, in float32."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.sources = list(module.parameters())
+        self.sources: list[torch.Tensor] = list(module.parameters())
         self.values = [p.detach().clone() for p in self.sources]
         self.count = 0
 

@@ -47,20 +47,18 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[torch.nn.Parameter]] = defaultdict(list)
+            by_shape: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[(p.shape[0], p.numel() // p.shape[0])].append(p)
             for shape, params in by_shape.items():
                 self._step_shape(params, shape, group)
 
-    def _step_shape(
-        self, params: list[torch.nn.Parameter], shape: tuple[int, int], group: dict
-    ) -> None:
+    def _step_shape(self, params: list[torch.Tensor], shape: tuple[int, int], group: dict) -> None:
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         looks = torch._foreach_lerp(grads, buffers, group["momentum"])
