@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import platform
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.layout import TokenLayout
 
-GPU_GRIDS = ((5, 16, 16), (9, 24, 24), (9, 32, 32), (13, 30, 45), (21, 30, 52), (21, 45, 80))
+GPU_GRIDS = ((9, 24, 24), (21, 30, 52), (5, 16, 16), (9, 32, 32), (13, 30, 45), (21, 45, 80))
 CPU_GRIDS = ((3, 12, 12), (5, 16, 16), (9, 24, 24))
 FRACTIONS = (0.3, 0.4, 0.5, 0.65, 0.8)
 DENSE = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
@@ -38,15 +39,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
-    rows = []
-    for grid in GPU_GRIDS if device.type == "cuda" else CPU_GRIDS:
-        for dim in (64, 128):
-            rows += measure(grid, dim, device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    grids = GPU_GRIDS if device.type == "cuda" else CPU_GRIDS
     with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        writer: csv.DictWriter[str] | None = None
+        for grid, dim in itertools.product(grids, (128, 64)):
+            rows = measure(grid, dim, device)
+            if writer is None:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
 
 
 def measure(grid: tuple[int, int, int], dim: int, device: torch.device) -> list[dict[str, object]]:

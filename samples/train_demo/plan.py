@@ -73,7 +73,7 @@ def polish_plan(seconds: float) -> Plan:
         text_seconds=15,
         dit_seconds=seconds,
         stages=(
-            Stage(0.3, ((SMALL, 1.0),)),
+            Stage(0.45, ((SMALL, 1.0),)),
             Stage(1.0, ((DEMO, 0.8), (DEMO_WIDE, 0.1), (DEMO_TALL, 0.1))),
         ),
         caches={SMALL: (12_000, 11.0), DEMO: (4_000, 14.0)}
