@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import os
 import platform
 import statistics
 import subprocess
@@ -131,9 +132,12 @@ def milliseconds(call: Callable[[], object], device: torch.device, repeats: int 
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the numbers were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    commit = (
+        os.environ.get("COMMIT")
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
+    )
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU"
     try:
