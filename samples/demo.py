@@ -143,7 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=192)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--frames", type=int, default=33)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.5)
     parser.add_argument("--profile", default="balanced", help="a name or a TOML file")
     parser.add_argument("--model", type=Path, help="default: samples/demo-model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

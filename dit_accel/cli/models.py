@@ -19,7 +19,7 @@ DEMO_DEFAULTS = {
     "width": 192,
     "num_frames": 33,
     "num_inference_steps": 12,
-    "guidance_scale": 4.0,
+    "guidance_scale": 2.5,
 }
 """What the demo model was made for; other models keep the defaults of their pipelines."""
 
