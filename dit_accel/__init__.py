@@ -19,7 +19,8 @@ if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
 if TYPE_CHECKING:
-    from dit_accel.api import disable, enable, families, supported_models
+    from dit_accel.api import disable, enable
+    from dit_accel.catalog import families, supported_models
     from dit_accel.errors import DitAccelError, StrictError
     from dit_accel.profile import Profile, load_profile, profile_names
     from dit_accel.report import Report
@@ -40,8 +41,8 @@ __all__ = [
 _HOMES = {
     "disable": "api",
     "enable": "api",
-    "families": "api",
-    "supported_models": "api",
+    "families": "catalog",
+    "supported_models": "catalog",
     "DitAccelError": "errors",
     "StrictError": "errors",
     "Profile": "profile",

@@ -28,17 +28,6 @@ from dit_accel.state import RootHook, RunState, Settings, Site, StepClock
 _SESSION = "_dit_accel_session"
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A supported model family, for tables."""
-
-    family: str
-    pipeline_classes: tuple[str, ...]
-    transformer_classes: tuple[str, ...]
-    text: str
-    notes: str
-
-
 @dataclass
 class Session:
     """What enabling attached to one pipeline or transformer."""
@@ -159,19 +148,6 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         for pattern in state.policy.patterns():
             plan = plan_for(layout, pattern, device)
             launch(state, q, k, v, plan, state.settings.backend or choose(q, k, v, plan))
-
-
-def families() -> list[str]:
-    """Names of the supported model families."""
-    return [adapter.family for adapter in ADAPTERS]
-
-
-def supported_models() -> list[ModelInfo]:
-    """Every supported model family with its classes."""
-    return [
-        ModelInfo(a.family, a.pipelines, a.transformers, a.text, f"valid text: {a.text_valid}")
-        for a in ADAPTERS
-    ]
 
 
 def _session(

@@ -58,6 +58,12 @@ class Call:
         return query, key, value
 
     @property
+    def flops(self) -> float:
+        """Floating-point operations of the dense call."""
+        query, key, value = self.bshd()
+        return 2.0 * query[..., 0].numel() * key.shape[1] * (query.shape[-1] + value.shape[-1])
+
+    @property
     def lengths(self) -> tuple[int, int]:
         """(query tokens, key tokens)."""
         axis = 1 if self.layout == "bshd" else 2
@@ -188,7 +194,7 @@ def _run(call: Call, site: Site) -> torch.Tensor:
     if (reason := eligible(backend, *call.bshd(), plan)) is not None:
         return _unplanned(call, site, f"backend {backend}: {reason}")
     launched = plan.launched_density(backend)
-    if state.policy.profile.breakeven and not pays(backend, layout.length, launched):
+    if state.policy.profile.breakeven and not pays(backend, call.flops, launched):
         return _unplanned(call, site, BREAK_EVEN)
     output = launch(state, call.query, call.key, call.value, plan, backend, call.scale, call.layout)
     state.recorder.count(
@@ -246,8 +252,8 @@ def _unplanned(call: Call, site: Site, reason: str) -> torch.Tensor:
     strict = site.state.settings.strict
     if strict is True or (strict == "except-breakeven" and reason != BREAK_EVEN):
         raise StrictError(
-            f"strict: {site.key.name} would run dense although the profile plans "
-            f"{site.state.decide(site).compute}: {reason}."
+            f"strict: {site.key.name} would run dense although the profile plans a pattern: "
+            f"{reason}."
         )
     return _dense(call, site, reason)
 

@@ -1,4 +1,4 @@
-"""Where a sparse call stops paying: below these sizes and above these densities dense is faster."""
+"""Where a sparse call stops paying: too small, or too dense, and dense attention is faster."""
 
 from __future__ import annotations
 
@@ -6,25 +6,40 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class BreakEven:
-    """Bounds of one backend.
+class Cost:
+    """What a backend's call costs beside a dense one of the same sizes.
+
+    A sparse call takes `overhead` + `slope` x launched density x the dense call's time.
 
     Args:
-        tokens: shortest sequence that a sparse call is worth its overhead for.
-        density: highest launched density at which the backend beats dense attention.
+        overhead: seconds of a call however small.
+        slope: time per launched pair over the dense kernel's.
+        dense_rate: FLOP/s of the dense kernel. On slower hardware a dense call takes longer than
+            this says, so that the estimate leans towards dense.
     """
 
-    tokens: int
-    density: float
+    overhead: float
+    slope: float
+    dense_rate: float
 
 
 MEASURED = {
-    "torch": BreakEven(tokens=1024, density=0.7),
-    "triton": BreakEven(tokens=4096, density=0.5),
+    # samples/results/breakeven_cpu.csv
+    "torch": Cost(overhead=2e-3, slope=1.25, dense_rate=1.2e11),
+    # samples/results/breakeven_h200.csv
+    "triton": Cost(overhead=2e-4, slope=1.9, dense_rate=5.5e14),
 }
 
 
-def pays(backend: str, tokens: int, density: float) -> bool:
-    """Whether a call of `tokens` tokens at a launched density runs faster than dense."""
-    bound = MEASURED.get(backend)
-    return bound is None or (tokens >= bound.tokens and density <= bound.density)
+def pays(backend: str, flops: float, density: float) -> bool:
+    """Whether a sparse call runs faster than dense.
+
+    Args:
+        flops: of the dense call, 4 x batch x heads x queries x keys x head_dim.
+        density: launched density of the plan.
+    """
+    cost = MEASURED.get(backend)
+    if cost is None:
+        return True
+    dense = flops / cost.dense_rate
+    return cost.overhead + cost.slope * density * dense < dense

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Literal["self", "cross"]
 Bound = Mapping[str, Any]

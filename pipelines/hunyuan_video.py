@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter, Bound, Sites, latent_frames, tokens
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout:

@@ -83,3 +83,12 @@ def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
     unpacked = next((tmp_path / "unpacked").iterdir())
     assert (unpacked / "kernels" / "plan.py").exists()
     assert list((unpacked / "configs").glob("wan/*.toml"))
+
+
+def test_the_catalog_needs_neither_torch_nor_diffusers(tmp_path: Path) -> None:
+    code = (
+        "import sys, dit_accel; assert len(dit_accel.supported_models()) >= 5;"
+        "assert not {'torch', 'diffusers'} & set(sys.modules)"
+    )
+    done = python(code, cwd=tmp_path, path=str(ROOT))
+    assert done.returncode == 0, done.stderr
