@@ -90,7 +90,8 @@ def test_steps_smaller_than_blocks(
 ) -> None:
     monkeypatch.setattr(triton_forward, "pick_config", lambda *_: config)
     plan, mask = random_plan([128, 31, 65], [128, 33, 90], keep=0.7, partial=(1, 2, 2))
-    q, k, v = qkv(224, 251, heads=1)
+    # float16: on a GPU the largest of these steps would take minutes to compile in float32.
+    q, k, v = qkv(224, 251, heads=1, dtype=torch.float16)
     result = block_sparse_attention(q, k, v, plan, backend="triton", return_lse=True)
     assert_right(result, q, k, v, mask)
 
