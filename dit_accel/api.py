@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,34 +14,37 @@ from torch import nn
 from dit_accel import seam
 from dit_accel.attention import launch
 from dit_accel.broadcast import OutputCache
+from dit_accel.clock import StepClock
 from dit_accel.errors import DitAccelError, nearest, unknown
-from dit_accel.kernels.backends import BACKENDS, choose
+from dit_accel.kernels.backends import BACKENDS, choose, eligible
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter
 from dit_accel.pipelines.registry import ADAPTERS, adapter_for
 from dit_accel.policy import Policy, SiteKey
-from dit_accel.profile import Profile, load_profile
+from dit_accel.profile import GENERIC, Profile, load_profile
 from dit_accel.report import Recorder, Report
-from dit_accel.state import RootHook, RunState, Settings, Site, StepClock
+from dit_accel.state import Attached, RootHook, RunState, Settings, Site
 
 _SESSION = "_dit_accel_session"
 
 
 @dataclass
-class Session:
+class Session(Attached):
     """What enabling attached to one pipeline or transformer."""
 
     state: RunState
     sites: list[Site]
     experts: dict[str, nn.Module]
     hooks: list[RootHook] = field(default_factory=list)
+    owners: list[weakref.ref[Any]] = field(default_factory=list)
 
     def report(self, reset: bool = False) -> Report:
         """The receipt of the last denoising run; `reset` forgets the run after that."""
         made = self.state.recorder.report(self.state.cache.peak, self.state.cache.refused)
         if reset:
             self.state.recorder.start(0)
+            self.state.cache.reset()
         return made
 
     def attach(self) -> None:
@@ -75,7 +78,7 @@ def enable(
     Args:
         transformer: a supported transformer, or several by expert name.
         scheduler: the diffusers scheduler of the loop, from which step and number of steps are
-            read; or a function that returns it.
+            read; or a function that returns the schedulers that may drive it.
         profile: as for `pipe.enable_sparse_attention`.
         steps: number of denoising steps, where there is no scheduler.
 
@@ -86,15 +89,27 @@ def enable(
         DitAccelError: an unsupported model, an unknown name, or a wrong value.
     """
     experts = {"transformer": transformer} if isinstance(transformer, nn.Module) else transformer
+    if not isinstance(experts, Mapping) or not experts:
+        raise DitAccelError(
+            f"transformer: expected a module or a mapping of modules, got {type(experts).__name__}."
+            " A pipeline has the method enable_sparse_attention()."
+        )
     adapter = _adapter(experts)
-    _check_options(strict, backend, cache_limit)
+    _check_options(strict, backend, cache_limit, steps)
     chosen = load_profile(profile, adapter.family)
-    if overrides:
+    if chosen.family not in (GENERIC, adapter.family):
+        raise DitAccelError(
+            f"profile {chosen.name!r} is for {chosen.family}, the model is of family "
+            f"{adapter.family}: choose one of its own profiles, or set family = '{GENERIC}'."
+        )
+    if overrides is not None:
         chosen = chosen.with_overrides(overrides)
-    get_scheduler = scheduler if callable(scheduler) else (lambda: scheduler)
+    schedulers = scheduler if callable(scheduler) else (lambda: [scheduler])
     session = _session(
-        adapter, dict(experts), chosen, Settings(strict, backend, steps), get_scheduler, cache_limit
+        adapter, dict(experts), chosen, Settings(strict, backend, steps), schedulers, cache_limit
     )
+    for site in session.sites:
+        seam.check(site)
     for model in experts.values():
         disable(model)
     session.attach()
@@ -115,8 +130,19 @@ def disable(transformer: nn.Module) -> None:
 
 def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
     """See `dit_accel.methods.enable_sparse_attention`."""
-    owner = weakref.ref(pipe)
-    enable(_experts(pipe), lambda: getattr(owner(), "scheduler", None), profile, **options)
+    experts = _experts(pipe)
+    # Pipelines may share a transformer: whichever runs, its scheduler tells the step.
+    owners = [weakref.ref(pipe)]
+    for model in experts.values():
+        before: Session | None = model.__dict__.get(_SESSION)
+        owners += [ref for ref in (before.owners if before else []) if ref() not in (pipe, None)]
+    owners = list(dict.fromkeys(owners))
+
+    def schedulers() -> list[Any]:
+        return [getattr(ref(), "scheduler", None) for ref in owners]
+
+    session = enable(experts, schedulers, profile, **options)
+    session.owners = owners
 
 
 def disable_pipeline(pipe: Any) -> None:
@@ -147,7 +173,9 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
         for pattern in state.policy.patterns():
             plan = plan_for(layout, pattern, device)
-            launch(state, q, k, v, plan, state.settings.backend or choose(q, k, v, plan))
+            backend = state.settings.backend or choose(q, k, v, plan)
+            if eligible(backend, q, k, v, plan) is None:
+                launch(state, q, k, v, plan, backend)
 
 
 def _session(
@@ -155,7 +183,7 @@ def _session(
     experts: dict[str, nn.Module],
     profile: Profile,
     settings: Settings,
-    scheduler: Callable[[], Any],
+    schedulers: Callable[[], Sequence[Any]],
     cache_limit: int | None,
 ) -> Session:
     found = [
@@ -168,7 +196,7 @@ def _session(
         adapter=adapter,
         policy=Policy(profile, [key for key, _ in found]),
         settings=settings,
-        clock=StepClock(scheduler, settings.steps),
+        clock=StepClock(schedulers, settings.steps),
         recorder=Recorder(profile.name, adapter.family, model_name, cache_limit),
         cache=OutputCache(cache_limit),
     )
@@ -213,16 +241,16 @@ def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:
                 f"{name} is a {type(experts[name]).__name__}, which is not supported. "
                 f"Supported transformers: {known}."
             )
-    first = next(iter(adapters.values()), None)
-    if first is None:
-        raise DitAccelError("transformer: expected a module or a mapping of modules, got none.")
+    (first, *_) = adapters.values()
+    assert first is not None
     return first
 
 
-def _check_options(strict: Any, backend: Any, cache_limit: Any) -> None:
-    if strict not in (True, False, "except-breakeven"):
+def _check_options(strict: Any, backend: Any, cache_limit: Any, steps: Any) -> None:
+    if not isinstance(strict, bool) and strict != "except-breakeven":
         raise DitAccelError(f"strict must be True, False or 'except-breakeven', got {strict!r}.")
     if backend is not None and backend not in BACKENDS:
         raise unknown("backend", str(backend), BACKENDS)
-    if cache_limit is not None and (not isinstance(cache_limit, int) or cache_limit < 0):
-        raise DitAccelError(f"cache_limit is a number of bytes >= 0 or None, got {cache_limit!r}.")
+    for name, value, least in (("cache_limit", cache_limit, 0), ("steps", steps, 1)):
+        if value is not None and (type(value) is not int or value < least):
+            raise DitAccelError(f"{name} is a whole number >= {least} or None, got {value!r}.")

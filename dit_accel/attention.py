@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 
 from dit_accel.breakeven import pays
-from dit_accel.broadcast import Entry
+from dit_accel.broadcast import Entry, tensors_of
 from dit_accel.compiled import slots, thing
 from dit_accel.errors import StrictError
 from dit_accel.kernels.backends import choose, eligible
@@ -89,12 +89,14 @@ def run_site(
         return _inside(site, compute)[0]
     key = (site.key.expert, site.key.name, forward.branch)
     signature = _signature((*args, *kwargs.values()))
-    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature)
+    prompt = forward.prompt
+    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature, prompt)
     if entry is not None:
         state.recorder.count(site.key, forward.step, "reused", calls=entry.calls)
         return entry.output
     output, calls = _inside(site, compute)
-    state.cache.store(key, Entry(output, forward.step, calls, signature))
+    if not any(tensor.requires_grad for tensor in tensors_of(output)):
+        state.cache.store(key, Entry(output, forward.step, calls, signature, prompt))
     return output
 
 
@@ -194,7 +196,9 @@ def _run(call: Call, site: Site) -> torch.Tensor:
     if (reason := eligible(backend, *call.bshd(), plan)) is not None:
         return _unplanned(call, site, f"backend {backend}: {reason}")
     launched = plan.launched_density(backend)
-    if state.policy.profile.breakeven and not pays(backend, call.flops, launched):
+    if state.policy.profile.breakeven and not pays(
+        backend, call.query.device.type, call.flops, launched
+    ):
         return _unplanned(call, site, BREAK_EVEN)
     output = launch(state, call.query, call.key, call.value, plan, backend, call.scale, call.layout)
     state.recorder.count(
@@ -243,7 +247,7 @@ def _obstacle(call: Call, site: Site) -> str | None:
         return "dropout" if call.dropout else "causal"
     if call.parallel:
         return "context parallel"
-    if torch.is_grad_enabled() and call.query.requires_grad:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.bshd()):
         return "gradients are needed"
     return None
 
@@ -338,12 +342,13 @@ def _run_or_serve(call: Call, site: Site) -> torch.Tensor:
     # A site may make several calls (image keys beside text keys), told apart by their lengths.
     key = (site.key.expert, f"{site.key.name}:{call.lengths}", forward.branch)
     signature = _signature((call.query, call.key, call.value))
-    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature)
+    prompt = forward.prompt
+    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature, prompt)
     if entry is not None:
         state.recorder.count(site.key, forward.step, "reused")
         return entry.output.clone()
     output = _run(call, site)
-    state.cache.store(key, Entry(output.clone(), forward.step, 1, signature))
+    state.cache.store(key, Entry(output.clone(), forward.step, 1, signature, prompt))
     return output
 
 

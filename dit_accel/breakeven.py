@@ -25,20 +25,23 @@ class Cost:
 
 MEASURED = {
     # samples/results/breakeven_cpu.csv
-    "torch": Cost(overhead=2e-3, slope=1.25, dense_rate=1.2e11),
+    ("torch", "cpu"): Cost(overhead=2e-3, slope=1.25, dense_rate=1.2e11),
     # samples/results/breakeven_h200.csv
-    "triton": Cost(overhead=2e-4, slope=1.9, dense_rate=5.5e14),
+    ("triton", "cuda"): Cost(overhead=2e-4, slope=1.9, dense_rate=5.5e14),
+    # Not measured: gathers and F.sdpa, where Triton cannot run or by request.
+    ("torch", "cuda"): Cost(overhead=5e-3, slope=3.0, dense_rate=5.5e14),
 }
 
 
-def pays(backend: str, flops: float, density: float) -> bool:
+def pays(backend: str, device: str, flops: float, density: float) -> bool:
     """Whether a sparse call runs faster than dense.
 
     Args:
+        device: type of the device, such as "cuda".
         flops: of the dense call, 4 x batch x heads x queries x keys x head_dim.
         density: launched density of the plan.
     """
-    cost = MEASURED.get(backend)
+    cost = MEASURED.get((backend, device))
     if cost is None:
         return True
     dense = flops / cost.dense_rate

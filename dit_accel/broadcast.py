@@ -19,13 +19,15 @@ class Entry:
     """One site's output: a tensor or tuple of tensors.
 
     `step` is the step that computed it, `served` how often it was served since, `calls` how many
-    attention calls one computation makes.
+    attention calls one computation makes. `prompt` is the conditioning of a branch without a
+    name, held so that its memory is not used again.
     """
 
     output: Any
     step: int
     calls: int
     signature: tuple[Any, ...]
+    prompt: Any = None
     served: int = 0
 
 
@@ -44,7 +46,13 @@ class OutputCache:
         self._bytes = 0
 
     def serve(
-        self, key: Key, reuse: Reuse, step: int, steps: int, signature: tuple[Any, ...]
+        self,
+        key: Key,
+        reuse: Reuse,
+        step: int,
+        steps: int,
+        signature: tuple[Any, ...],
+        prompt: Any = None,
     ) -> Entry | None:
         """The entry that stands for this call, or None where the call must be computed.
 
@@ -54,6 +62,8 @@ class OutputCache:
         """
         entry = self._entries.get(key)
         if entry is None or entry.signature != signature or entry.served + 1 >= reuse.every:
+            return None
+        if not _same_memory(entry.prompt, prompt):
             return None
         age = step - entry.step
         if not 0 <= age < reuse.every or (
@@ -79,6 +89,11 @@ class OutputCache:
         if (old := self._entries.pop(key, None)) is not None:
             self._bytes -= _size(old.output)
 
+    def drop_expert(self, expert: str) -> None:
+        """Free what an expert that has had its turn holds."""
+        for key in [k for k in self._entries if k[0] == expert]:
+            self.drop(key)
+
     def drop_branch(self, expert: str, branch: str) -> None:
         """Free what one branch of one expert holds."""
         for key in [k for k in self._entries if (k[0], k[2]) == (expert, branch)]:
@@ -95,13 +110,19 @@ class OutputCache:
         self.peak = self.refused = 0
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
+def _same_memory(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(a.data_ptr() == b.data_ptr() and a.shape == b.shape)
+
+
+def tensors_of(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, (tuple, list)):
         for item in output:
-            yield from _tensors(item)
+            yield from tensors_of(item)
 
 
 def _size(output: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in _tensors(output))
+    return sum(t.numel() * t.element_size() for t in tensors_of(output))

@@ -51,8 +51,7 @@ class Reuse:
 class Rule:
     """One `[[rule]]`: a selection of calls, and the keys that it sets for them.
 
-    `compute` is None where the rule leaves it as earlier rules set it; `table` is the rule as
-    written.
+    `compute` is None where the rule leaves it as earlier rules set it.
     """
 
     attention: str = "self"
@@ -62,11 +61,27 @@ class Rule:
     steps: tuple[float, float] = (0.0, 1.0)
     compute: Pattern | Literal["dense"] | None = None
     reuse: Reuse | None = None
-    table: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property
     def sparse(self) -> bool:
         return self.compute not in (None, "dense")
+
+    def overridden(self, keys: Mapping[str, Any]) -> Rule:
+        """This rule with other values: all keys where it runs a pattern, else `reuse` alone."""
+        own = {key: value for key, value in keys.items() if self.sparse or key == "reuse"}
+        if not own:
+            return self
+        table: dict[str, Any] = {"attention": self.attention, **own}
+        if isinstance(self.compute, Pattern):
+            params = {
+                f.name: getattr(self.compute, f.name) for f in dataclasses.fields(self.compute)
+            }
+            table = {"compute": self.compute.name, **params, **table}
+        new = _rule(table, "overrides")
+        kept = ("layers", "expert", "branch", "steps", "reuse")
+        return dataclasses.replace(
+            new, **{name: getattr(self, name) for name in kept if name not in own}
+        )
 
 
 @dataclass(frozen=True)
@@ -104,18 +119,17 @@ class Profile:
         `steps`, `layers` and a pattern's parameters (`window`, `tile`, ...) are set in every rule
         that runs a pattern, `reuse` in every rule, `breakeven` in the profile.
         """
+        if not isinstance(overrides, Mapping):
+            raise DitAccelError(f"overrides: expected a table of rule keys, got {overrides!r}.")
         own = dict(overrides)
         breakeven = _boolean("breakeven", own.pop("breakeven", self.breakeven))
-        rules = []
-        for number, rule in enumerate(self.rules):
-            new = {key: value for key, value in own.items() if rule.sparse or key == "reuse"}
-            rules.append(_rule({**rule.table, **new}, f"overrides (rule {number + 1})"))
         if own and not any(rule.sparse for rule in self.rules) and "reuse" not in own:
             raise DitAccelError(
                 f"overrides: profile {self.name!r} runs no pattern, so {', '.join(sorted(own))} "
                 "would have no effect; choose another profile."
             )
-        return dataclasses.replace(self, rules=tuple(rules), breakeven=breakeven)
+        rules = tuple(rule.overridden(own) for rule in self.rules)
+        return dataclasses.replace(self, rules=rules, breakeven=breakeven)
 
 
 def load_profile(profile: str | Path | Profile = "auto", family: str | None = None) -> Profile:
@@ -162,6 +176,8 @@ def parse_profile(text: str, source: str = "profile") -> Profile:
     for key in data:
         if key not in ("profile", "rule", "tuned"):
             raise unknown(f"table in {source}", key, ("profile", "rule", "tuned"))
+    from dit_accel.catalog import families
+
     head = _table(data.get("profile", {}), f"{source} [profile]")
     for key in head:
         if key not in _PROFILE_KEYS:
@@ -169,9 +185,12 @@ def parse_profile(text: str, source: str = "profile") -> Profile:
     tables = data.get("rule", [])
     if not isinstance(tables, list):
         raise DitAccelError(f"{source}: write rules as [[rule]], with double brackets.")
+    family = str(head.get("family", GENERIC))
+    if family not in (GENERIC, *families()):
+        raise unknown(f"family in {source}", family, (GENERIC, *families()))
     return Profile(
         name=str(head.get("name", source)),
-        family=str(head.get("family", GENERIC)),
+        family=family,
         description=str(head.get("description", "")),
         rules=tuple(_rule(t, f"{source} [[rule]] {i + 1}") for i, t in enumerate(tables)),
         breakeven=_boolean("breakeven", head.get("breakeven", True)),
@@ -228,7 +247,6 @@ def _rule(table: Any, where: str) -> Rule:
         steps=_steps(table.get("steps", (0.0, 1.0)), where),
         compute=compute,
         reuse=_reuse(table["reuse"], where) if "reuse" in table else None,
-        table=table,
     )
 
 

@@ -26,6 +26,7 @@ from dit_accel.state import Site
 
 _TARGETS = ("dispatch_attention_fn", "scaled_dot_product_attention")
 _BASE = "_dit_accel_base"
+_OWNER = "_dit_accel_owner"
 _PASS = {
     inspect.Parameter.POSITIONAL_ONLY: "{0}",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "{0}",
@@ -47,7 +48,7 @@ def attach(site: Site) -> None:
     module._dit_accel_number = compiled.number(site)
     if hasattr(type(processor), _BASE):
         return
-    if getattr(processor, "_dit_accel_owner", id(module)) != id(module):
+    if getattr(processor, _OWNER, id(module)) != id(module):
         site.original = processor
         processor = copy.copy(processor)
         module.processor = processor
@@ -61,12 +62,20 @@ def detach(site: Site) -> None:
     module: Any = site.module
     processor = module.processor
     processor.__class__ = getattr(type(processor), _BASE, type(processor))
-    processor.__dict__.pop("_dit_accel_owner", None)
+    processor.__dict__.pop(_OWNER, None)
     if site.original is not None:
         module.processor = site.original
         site.original = None
     module.__dict__.pop("_dit_accel_site", None)
     module.__dict__.pop("_dit_accel_number", None)
+
+
+def check(site: Site) -> None:
+    """Raise now what `attach` would raise for this site."""
+    processor: Any = site.module.processor
+    if not hasattr(type(processor), _BASE):
+        new: Any = rebound
+        new(type(processor))
 
 
 def attached(site: Site) -> bool:
@@ -87,8 +96,17 @@ def rebound(cls: type) -> type:
             f"attention call that dit_accel {_version()} knows; diffusers 0.42 is known to work."
         )
     call = _same_parameters(cls.__name__, stock, _wrap(_over(stock, _shadow(stock))))
-    new = type(cls.__name__, (cls,), {"__call__": call, _BASE: cls, "__module__": cls.__module__})
+    body = {"__call__": call, "__deepcopy__": _stock_copy, _BASE: cls, "__module__": cls.__module__}
+    new = type(cls.__name__, (cls,), body)
     _register_metadata(cls, new)
+    return new
+
+
+def _stock_copy(processor: Any, memo: dict[int, Any]) -> Any:
+    base = getattr(type(processor), _BASE)
+    new = memo[id(processor)] = base.__new__(base)
+    own = {name: value for name, value in processor.__dict__.items() if name != _OWNER}
+    new.__dict__.update(copy.deepcopy(own, memo))
     return new
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from dit_accel import compiled
 from dit_accel.broadcast import OutputCache
+from dit_accel.clock import StepClock
 from dit_accel.errors import DitAccelError
 from dit_accel.layout import TokenLayout
 from dit_accel.policy import Decision, Policy, SiteKey
@@ -29,8 +30,21 @@ class Settings:
     steps: int | None = None
 
 
+class Attached:
+    """What hangs on an enabled model: a deep copy of the model is a stock one, without it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return None
+
+    def __reduce__(self) -> Any:
+        raise DitAccelError(
+            "a model cannot be pickled while sparse attention is enabled on it: call "
+            "disable_sparse_attention() first, or use save_pretrained."
+        )
+
+
 @dataclass
-class Site:
+class Site(Attached):
     """One attention module under our seam."""
 
     key: SiteKey
@@ -38,9 +52,6 @@ class Site:
     state: RunState
     masks: str = "none"
     original: Any = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
-        return self
 
 
 @dataclass
@@ -56,77 +67,7 @@ class Forward:
     steps: int
     layout: TokenLayout | None
     why: str = ""
-
-
-class StepClock:
-    """Which step of how many a forward belongs to.
-
-    Sources, in order: the fields of diffusers' `CacheContext`, the scheduler's `step_index`, the
-    position of the timestep in `scheduler.timesteps`, and the count of changes of the timestep.
-    """
-
-    def __init__(self, scheduler: Callable[[], Any], steps: int | None) -> None:
-        self._scheduler = scheduler
-        self._fixed = steps
-        self._timesteps: Any = None
-        self._values: list[float] = []
-        self._last: float | None = None
-        self._seen: set[tuple[str, str]] = set()
-        self.step = 0
-        self.steps = 0
-
-    def tick(self, timestep: Any, caller: tuple[str, str], context: Mapping[str, Any]) -> bool:
-        """Move to the forward that starts now; True when it begins a new denoising run.
-
-        Args:
-            timestep: what the model got as timestep: a number, a tensor or None.
-            caller: (expert, branch); the same one recurring means a new step.
-            context: the keyword arguments of `cache_context`.
-        """
-        scheduler = self._scheduler()
-        timesteps = getattr(scheduler, "timesteps", None)
-        fresh = timesteps is not self._timesteps or self.steps == 0
-        if fresh and timesteps is not None:
-            self._timesteps = timesteps
-            self._values = [float(t) for t in torch.as_tensor(timesteps).tolist()]
-        begin = getattr(scheduler, "begin_index", None) or 0
-        total = context.get("num_inference_steps") or self._fixed or len(self._values) - begin
-        if total <= 0:
-            raise DitAccelError(
-                "the number of denoising steps is not known: pass scheduler= or steps= to "
-                "dit_accel.enable, so that a profile's step ranges have a meaning."
-            )
-        step = self._known(scheduler, context, begin)
-        if step is None:
-            step = self._counted(_largest(timestep), caller, fresh, total)
-        if timesteps is None and not fresh:
-            fresh = step < self.step or (step == 0 == self.step and caller in self._seen)
-        if fresh or step != self.step:
-            self._seen.clear()
-        self._seen.add(caller)
-        self.step, self.steps = min(step, total - 1), total
-        return fresh
-
-    def _known(self, scheduler: Any, context: Mapping[str, Any], begin: int) -> int | None:
-        if context.get("step_index") is not None:
-            return int(context["step_index"])
-        if hasattr(scheduler, "step_index"):
-            index = scheduler.step_index
-            return 0 if index is None else max(int(index) - begin, 0)
-        return None
-
-    def _counted(
-        self, timestep: float | None, caller: tuple[str, str], fresh: bool, total: int
-    ) -> int:
-        last, self._last = self._last, timestep
-        if timestep in self._values:
-            return self._values.index(timestep)
-        if fresh:
-            return 0
-        if timestep == last and caller not in self._seen:
-            return self.step
-        rising = timestep is not None and last is not None and timestep > last
-        return 0 if rising or self.step + 1 >= total else self.step + 1
+    prompt: Any = None
 
 
 @dataclass
@@ -140,13 +81,11 @@ class RunState:
     recorder: Recorder
     cache: OutputCache
     forward: Forward | None = None
+    expert: str = ""
     context: tuple[str, Mapping[str, Any]] | None = None
     warm: set[Any] = field(default_factory=set)
     _calls: dict[tuple[str, int], int] = field(default_factory=dict)
     _layouts: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RunState:
-        return self
 
     def begin(self, expert: str, model: nn.Module, bound: Mapping[str, Any]) -> None:
         """Start a transformer forward; `bound` holds its arguments by name."""
@@ -159,13 +98,18 @@ class RunState:
             self.cache.reset()
             self.recorder.start(self.clock.steps)
             self._calls.clear()
+        elif self.expert != expert:
+            self.cache.drop_expert(self.expert)
+        self.expert = expert
         step = self.clock.step
+        # Unnamed branches are numbered by their order, and checked by their prompt.
+        prompt = None if branch else bound.get("encoder_hidden_states")
         if not branch:
             order = self._calls.get((expert, step), 0)
             self._calls = {(expert, step): order + 1}
             branch = f"call{order}"
         layout, why = self.adapter.layout(model, bound, self._layouts)
-        self.forward = Forward(expert, branch, step, self.clock.steps, layout, why)
+        self.forward = Forward(expert, branch, step, self.clock.steps, layout, why, prompt)
         self.recorder.forward_started(_device(bound))
 
     def end(self) -> None:
@@ -185,7 +129,7 @@ class RunState:
         return self.policy.decide(site.key, forward.branch, forward.step, forward.steps)
 
 
-class RootHook:
+class RootHook(Attached):
     """Tells the state when a transformer's forward begins and ends, and in which CFG branch.
 
     Torch's own forward hooks and an instance-wrapped `cache_context` are used: both survive
@@ -207,8 +151,12 @@ class RootHook:
         ]
         self._wraps_context = hasattr(model, "cache_context")
         if self._wraps_context:
-            stock: Any = model.cache_context
-            model.cache_context = self._wrap(stock)  # type: ignore[assignment]
+            model.cache_context = _Context(model, state)  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RootHook:
+        silent = object.__new__(RootHook)
+        silent._names = []
+        return silent
 
     def begin(self, bound: Mapping[str, Any]) -> None:
         """Start a forward of the hook's transformer with these arguments."""
@@ -224,6 +172,8 @@ class RootHook:
             model.__dict__.pop("cache_context", None)
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._names:
+            return
         arguments = [*zip(self._names, args, strict=False), *kwargs.items()]
         if torch.compiler.is_compiling():
             compiled.begin(self._number, arguments)
@@ -232,28 +182,30 @@ class RootHook:
         self.begin(dict(arguments))
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if self._names and not torch.compiler.is_compiling():
             self._state.end()
 
-    def _wrap(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        state = self._state
 
-        @contextmanager
-        def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
-            outer, state.context = state.context, (name, kwargs)
-            try:
-                with stock(name, **kwargs):
-                    yield
-            finally:
-                state.context = outer
+class _Context(Attached):
+    """Stands in for a model's `cache_context`: notes the branch, and does what stock does."""
 
-        return cache_context
+    def __init__(self, model: nn.Module, state: RunState) -> None:
+        self._model = weakref.ref(model)
+        self._state = state
 
+    @contextmanager
+    def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
+        model: Any = self._model()
+        outer, self._state.context = self._state.context, (name, kwargs)
+        try:
+            with type(model).cache_context(model, name, **kwargs):
+                yield
+        finally:
+            self._state.context = outer
 
-def _largest(timestep: Any) -> float | None:
-    if isinstance(timestep, torch.Tensor):
-        return float(timestep.max())
-    return None if timestep is None else float(timestep)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        model: Any = self._model()
+        return type(model).cache_context.__get__(memo.get(id(model), model))
 
 
 def _device(bound: Mapping[str, Any]) -> torch.device:

@@ -125,6 +125,8 @@ def prepare(request: Request) -> Job:
         arguments["frame_rate"] = fps
     output = Path(request.out or _default_name(request, video="num_frames" in accepted))
     check_output(output)
+    if request.report is not None and request.report.resolve() == output.resolve():
+        raise DitAccelError(f"--out and --report are the same file {output}: give two names")
     return Job(request, model, pipeline_class, profile, device, dtype, arguments, output, fps)
 
 

@@ -25,15 +25,16 @@ def test_agrees_with_clear_measurements(name: str) -> None:
             continue
         clear += 1
         flops = 4.0 * HEADS * tokens**2 * int(row["head_dim"])
-        if pays(row["backend"], flops, float(row["launched_density"])) != (speedup > 1):
+        device = "cpu" if row["backend"] == "torch" else "cuda"
+        if pays(row["backend"], device, flops, float(row["launched_density"])) != (speedup > 1):
             wrong.append(row)
     assert clear >= 15
     assert len(wrong) <= clear // 10, wrong
 
 
 def test_monotone_in_size_and_density() -> None:
-    for backend in MEASURED:
-        assert not pays(backend, 1e3, 0.1)
-        assert pays(backend, 1e15, 0.1)
-        assert not pays(backend, 1e15, 1.0)
-    assert pays("reference", 1.0, 1.0)
+    for backend, device in MEASURED:
+        assert not pays(backend, device, 1e3, 0.1)
+        assert pays(backend, device, 1e15, 0.1)
+        assert not pays(backend, device, 1e15, 1.0)
+    assert pays("reference", "cpu", 1.0, 1.0)

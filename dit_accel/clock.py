@@ -1,0 +1,133 @@
+"""Which step of how many a transformer's forward belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dit_accel.errors import DitAccelError
+
+
+class StepClock:
+    """Tells step, number of steps, and when a new denoising run begins.
+
+    Sources, in order: the fields of diffusers' `CacheContext`, the scheduler's `step_index`, the
+    position of the timestep in `scheduler.timesteps`, and the count of changes of the timestep.
+
+    Args:
+        schedulers: returns the schedulers that may drive the model now, the likeliest first.
+        steps: number of steps where there is no scheduler.
+    """
+
+    def __init__(self, schedulers: Callable[[], Sequence[Any]], steps: int | None) -> None:
+        self._schedulers = schedulers
+        self._fixed = steps
+        self._held: Any = next(iter(schedulers()), None)
+        self._set: dict[int, Any] = {}
+        self._timesteps: Any = None
+        self._values: list[float] = []
+        self._begin = 0
+        self._last: float | None = None
+        self._seen: set[tuple[str, str]] = set()
+        self.step = 0
+        self.steps = 0
+
+    def tick(self, timestep: Any, caller: tuple[str, str], context: Mapping[str, Any]) -> bool:
+        """Move to the forward that starts now; True when it begins a new denoising run.
+
+        Args:
+            timestep: what the model got as timestep: a number, a tensor or None.
+            caller: (expert, branch); the same one recurring means a new step.
+            context: the keyword arguments of `cache_context`.
+        """
+        scheduler = self._scheduler(timestep)
+        timesteps = getattr(scheduler, "timesteps", None)
+        fresh = self.steps == 0 or timesteps is not self._timesteps
+        if fresh:
+            self._begin_run(scheduler, timesteps, timestep)
+        total = context.get("num_inference_steps") or self._fixed
+        total = total or len(self._values) - self._begin
+        if total <= 0:
+            raise DitAccelError(
+                "the number of denoising steps is not known: pass scheduler= or steps= to "
+                "dit_accel.enable, so that a profile's step ranges have a meaning."
+            )
+        step = self._known(scheduler, context)
+        if step is None:
+            step = self._counted(_largest(timestep), caller, fresh, total)
+        # The first timestep is never repeated within a run, so a caller that comes back to it
+        # starts again; unnamed branches share one caller and are told apart elsewhere.
+        again = step == 0 == self.step and caller[1] != "" and caller in self._seen
+        fresh = fresh or step < self.step or again
+        if fresh or step != self.step:
+            self._seen.clear()
+        self._seen.add(caller)
+        self.step, self.steps = min(step, total - 1), total
+        return fresh
+
+    def _scheduler(self, timestep: Any) -> Any:
+        """The scheduler of this forward: the one whose timesteps were set last.
+
+        It is held, because the pipeline that has it may be gone.
+        """
+        found = [scheduler for scheduler in self._schedulers() if scheduler is not None]
+        if len(found) > 1:
+            before, self._set = self._set, {id(s): getattr(s, "timesteps", None) for s in found}
+            changed = [s for s in found if self._set[id(s)] is not before.get(id(s))]
+            ready = [s for s in changed if getattr(s, "num_inference_steps", None) is not None]
+            value = _largest(timestep)
+            fitting = [s for s in ready or changed if _position(value, _values(s)) is not None]
+            found = fitting or ready or changed or [self._held]
+        self._held = found[0] if found else self._held
+        return self._held
+
+    def _begin_run(self, scheduler: Any, timesteps: Any, timestep: Any) -> None:
+        self._timesteps, self._values = timesteps, _values(scheduler)
+        self._begin = getattr(scheduler, "begin_index", None) or 0
+        if not hasattr(scheduler, "begin_index"):
+            # A run that starts from a noised input uses the tail of the timesteps.
+            self._begin = _position(_largest(timestep), self._values) or 0
+
+    def _known(self, scheduler: Any, context: Mapping[str, Any]) -> int | None:
+        if context.get("step_index") is not None:
+            return int(context["step_index"])
+        index = getattr(scheduler, "step_index", None)
+        return None if index is None else max(int(index) - self._begin, 0)
+
+    def _counted(
+        self, timestep: float | None, caller: tuple[str, str], fresh: bool, total: int
+    ) -> int:
+        last, self._last = self._last, timestep
+        position = _position(timestep, self._values)
+        if position is not None:
+            return max(position - self._begin, 0)
+        if fresh:
+            return 0
+        if timestep == last and (caller not in self._seen or self.step == 0):
+            return self.step
+        rising = timestep is not None and last is not None and timestep > last
+        return 0 if rising or self.step + 1 >= total else self.step + 1
+
+
+def _values(scheduler: Any) -> list[float]:
+    timesteps = getattr(scheduler, "timesteps", None)
+    return [] if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).tolist()]
+
+
+def _position(timestep: float | None, values: Sequence[float]) -> int | None:
+    """Index of a timestep, given as the scheduler counts it or as a fraction of 1000."""
+    if timestep is None:
+        return None
+    for scale in (1.0, 1e3):
+        for index, value in enumerate(values):
+            if abs(timestep * scale - value) <= 1e-4 * max(1.0, abs(value)):
+                return index
+    return None
+
+
+def _largest(timestep: Any) -> float | None:
+    if isinstance(timestep, torch.Tensor):
+        return float(timestep.max())
+    return None if timestep is None else float(timestep)
