@@ -122,6 +122,7 @@ class Window:
 
 def _check_window_value(unit: str, value: object) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = number and math.isfinite(value)  # type: ignore[arg-type]
     if unit == "fraction":
         if not number or not 0 < value <= 1:  # type: ignore[operator]
             raise DitAccelError(
