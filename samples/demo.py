@@ -27,7 +27,7 @@ from dit_accel.cli.runtime import quiet
 from dit_accel.metrics import psnr
 from dit_accel.video import check_output, side_by_side, write_video
 
-PROMPT = "a large yellow star moves right quickly over a checkered purple background"
+PROMPT = "a large red circle moves right slowly over a striped blue background"
 FPS = 16
 
 

@@ -13,7 +13,7 @@ import dit_accel  # noqa: F401  (adds the methods to diffusers' pipelines)
 pipe = WanPipeline.from_pretrained("samples/demo-model")
 pipe.enable_sparse_attention()
 
-prompt = "a large yellow star moves right quickly over a checkered purple background"
+prompt = "a large red circle moves right slowly over a striped blue background"
 frames = pipe(
     prompt, height=192, width=192, num_frames=33, num_inference_steps=12, guidance_scale=2.5
 ).frames[0]
