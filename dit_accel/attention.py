@@ -1,7 +1,7 @@
 """The one entry of every attention call: decide, plan, run, count.
 
-Eager calls come here with the site of the processor that makes them; compiled ones through an
-opaque operator that gets the site as a tensor, so that one graph serves every layer and step.
+Eager calls come here with the site of the processor that makes them, compiled ones through the
+operator in `dit_accel.operator`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusers.models import attention_dispatch
 
 from dit_accel.breakeven import pays
 from dit_accel.broadcast import Entry, tensors_of
-from dit_accel.compiled import slots, thing
+from dit_accel.compiled import slots
 from dit_accel.errors import StrictError
 from dit_accel.kernels.backends import choose, eligible
 from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
@@ -88,7 +88,7 @@ def run_site(
     if reuse is None or forward is None:
         return _inside(site, compute)[0]
     key = (site.key.expert, site.key.name, forward.branch)
-    signature = _signature((*args, *kwargs.values()))
+    signature = signature_of((*args, *kwargs.values()))
     prompt = forward.prompt
     entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature, prompt)
     if entry is not None:
@@ -178,10 +178,11 @@ def _attend(call: Call) -> torch.Tensor:
     if site is None or site.state.forward is None:
         return call.dense()
     current.calls += 1
-    return _run(call, site)
+    return run(call, site)
 
 
-def _run(call: Call, site: Site) -> torch.Tensor:
+def run(call: Call, site: Site) -> torch.Tensor:
+    """Decide, plan, run and count one call of a site during a forward."""
     state, forward = site.state, site.state.forward
     assert forward is not None
     pattern = state.decide(site).compute
@@ -271,7 +272,8 @@ def _dense(call: Call, site: Site, reason: str) -> torch.Tensor:
     return output
 
 
-def _signature(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def signature_of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What tells apart inputs that an output cannot be served across."""
     return tuple((tuple(v.shape), v.dtype, v.device) for v in values if isinstance(v, torch.Tensor))
 
 
@@ -288,81 +290,3 @@ def _compiled_call(
     return torch.ops.dit_accel.attend(
         query, key, value, mask, slots.site, slots.token, dropout, causal, scale, layout
     )
-
-
-@torch.library.custom_op("dit_accel::attend", mutates_args=())
-def _attend_op(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    index: torch.Tensor,
-    token: torch.Tensor,
-    dropout: float,
-    causal: bool,
-    scale: float | None,
-    layout: str,
-) -> torch.Tensor:
-    site: Site = thing(index)
-    processor: Any = site.module.processor
-
-    def dense() -> torch.Tensor:
-        if layout == "bhsd":
-            return F.scaled_dot_product_attention(
-                query, key, value, mask, dropout, causal, scale=scale
-            )
-        return attention_dispatch.dispatch_attention_fn(
-            query,
-            key,
-            value,
-            mask,
-            dropout,
-            causal,
-            scale,
-            backend=getattr(processor, "_attention_backend", None),
-        )
-
-    order: Layout = "bhsd" if layout == "bhsd" else "bshd"
-    call = Call(query, key, value, mask, dropout, causal, scale, order, False, dense)
-    state, forward = site.state, site.state.forward
-    if forward is None:
-        return dense().contiguous()
-    output = _run_or_serve(call, site).contiguous()
-    # The end of a compiled forward is not seen: it is not before the end of its last attention.
-    state.recorder.forward_ended()
-    return output
-
-
-def _run_or_serve(call: Call, site: Site) -> torch.Tensor:
-    state, forward = site.state, site.state.forward
-    assert forward is not None
-    reuse = state.decide(site).reuse
-    if reuse is None:
-        return _run(call, site)
-    # A site may make several calls (image keys beside text keys), told apart by their lengths.
-    key = (site.key.expert, f"{site.key.name}:{call.lengths}", forward.branch)
-    signature = _signature((call.query, call.key, call.value))
-    prompt = forward.prompt
-    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature, prompt)
-    if entry is not None:
-        state.recorder.count(site.key, forward.step, "reused")
-        return entry.output.clone()
-    output = _run(call, site)
-    state.cache.store(key, Entry(output.clone(), forward.step, 1, signature, prompt))
-    return output
-
-
-@_attend_op.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    index: torch.Tensor,
-    token: torch.Tensor,
-    dropout: float,
-    causal: bool,
-    scale: float | None,
-    layout: str,
-) -> torch.Tensor:
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.hooks import _helpers as diffusers_helpers
 
-from dit_accel import attention, compiled
+from dit_accel import attention, compiled, operator  # noqa: F401  (registers the operator)
 from dit_accel.errors import DitAccelError
 from dit_accel.state import Site
 
