@@ -78,10 +78,8 @@ class Rule:
             }
             table = {"compute": self.compute.name, **params, **table}
         new = _rule(table, "overrides")
-        kept = ("layers", "expert", "branch", "steps", "reuse")
-        return dataclasses.replace(
-            new, **{name: getattr(self, name) for name in kept if name not in own}
-        )
+        given = [f.name for f in dataclasses.fields(self) if f.name in table]
+        return dataclasses.replace(self, **{name: getattr(new, name) for name in given})
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,9 @@ def test_overrides_replace_keys_of_sparse_rules() -> None:
     assert wider.rules[0].steps == (0.5, 1.0)
     assert wider.rules[1] == base.rules[1]
     assert base.with_overrides({"breakeven": False}).breakeven is False
+    reused = base.with_overrides({"reuse": {"every": 2}})
+    assert [rule.compute for rule in reused.rules] == [rule.compute for rule in base.rules]
+    assert all(rule.reuse is not None and rule.reuse.every == 2 for rule in reused.rules)
     with pytest.raises(DitAccelError, match="Did you mean 'window'"):
         base.with_overrides({"windows": 3})
     with pytest.raises(DitAccelError, match="runs no pattern"):
