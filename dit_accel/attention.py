@@ -23,6 +23,7 @@ from dit_accel.kernels.backends import choose, eligible
 from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.profile import Reuse
 from dit_accel.state import RunState, Site
 
 COMPILED = ("triton",)
@@ -82,19 +83,38 @@ def run_site(
     site: Site, compute: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Run a site's processor, or serve what it returned before where the policy reuses it."""
-    state = site.state
-    forward = state.forward
-    reuse = state.decide(site).reuse
-    if reuse is None or forward is None:
+    reuse = site.state.decide(site).reuse
+    if reuse is None:
         return _inside(site, compute)[0]
-    key = (site.key.expert, site.key.name, forward.branch)
-    signature = signature_of((*args, *kwargs.values()))
+    inputs = (*args, *kwargs.values())
+    return reused(site, reuse, site.key.name, inputs, lambda: _inside(site, compute))
+
+
+def reused(
+    site: Site,
+    reuse: Reuse,
+    name: str,
+    inputs: tuple[Any, ...],
+    compute: Callable[[], tuple[Any, int]],
+) -> Any:
+    """The output kept under `name`, or else what `compute` returns, which is then kept.
+
+    Args:
+        inputs: their shapes, types and devices must equal those of the kept output.
+        compute: returns an output and how many attention calls it made.
+    """
+    state, forward = site.state, site.state.forward
+    assert forward is not None
+    key = (site.key.expert, name, forward.branch)
+    signature = tuple(
+        (tuple(x.shape), x.dtype, x.device) for x in inputs if isinstance(x, torch.Tensor)
+    )
     prompt = forward.prompt
     entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature, prompt)
     if entry is not None:
         state.recorder.count(site.key, forward.step, "reused", calls=entry.calls)
         return entry.output
-    output, calls = _inside(site, compute)
+    output, calls = compute()
     if not any(tensor.requires_grad for tensor in tensors_of(output)):
         state.cache.store(key, Entry(output, forward.step, calls, signature, prompt))
     return output
@@ -131,9 +151,11 @@ def dispatch_attention_fn(
             parallel_config=parallel_config,
         )
 
-    if torch.compiler.is_compiling():
-        return _compiled_call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bshd")
     parallel = parallel_config is not None
+    if torch.compiler.is_compiling():
+        return _compiled_call(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, parallel, "bshd"
+        )
     return _attend(
         Call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bshd", parallel, dense)
     )
@@ -157,7 +179,9 @@ def scaled_dot_product_attention(
         )
 
     if torch.compiler.is_compiling():
-        return _compiled_call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bhsd")
+        return _compiled_call(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, False, "bhsd"
+        )
     return _attend(
         Call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bhsd", False, dense)
     )
@@ -272,11 +296,6 @@ def _dense(call: Call, site: Site, reason: str) -> torch.Tensor:
     return output
 
 
-def signature_of(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What tells apart inputs that an output cannot be served across."""
-    return tuple((tuple(v.shape), v.dtype, v.device) for v in values if isinstance(v, torch.Tensor))
-
-
 def _compiled_call(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -285,8 +304,11 @@ def _compiled_call(
     dropout: float,
     causal: bool,
     scale: float | None,
+    gqa: bool,
+    parallel: bool,
     layout: str,
 ) -> torch.Tensor:
+    where = (slots.site, slots.token)
     return torch.ops.dit_accel.attend(
-        query, key, value, mask, slots.site, slots.token, dropout, causal, scale, layout
+        query, key, value, mask, *where, dropout, causal, scale, gqa, parallel, layout
     )

@@ -99,15 +99,10 @@ class OutputCache:
         for key in [k for k in self._entries if (k[0], k[2]) == (expert, branch)]:
             self.drop(key)
 
-    def clear(self) -> None:
-        """Free every entry; `peak` stays for the report."""
-        self._entries.clear()
-        self._bytes = 0
-
     def reset(self) -> None:
         """Free every entry and start counting anew."""
-        self.clear()
-        self.peak = self.refused = 0
+        self._entries.clear()
+        self._bytes = self.peak = self.refused = 0
 
 
 def _same_memory(a: Any, b: Any) -> bool:
@@ -117,6 +112,7 @@ def _same_memory(a: Any, b: Any) -> bool:
 
 
 def tensors_of(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a module's output: a tensor, or tuples and lists of them."""
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, (tuple, list)):

@@ -77,7 +77,7 @@ class StepClock:
             before, self._set = self._set, {id(s): getattr(s, "timesteps", None) for s in found}
             changed = [s for s in found if self._set[id(s)] is not before.get(id(s))]
             ready = [s for s in changed if getattr(s, "num_inference_steps", None) is not None]
-            value = _largest(timestep)
+            value = _largest(timestep) if changed else None
             fitting = [s for s in ready or changed if _position(value, _values(s)) is not None]
             found = fitting or ready or changed or [self._held]
         self._held = found[0] if found else self._held

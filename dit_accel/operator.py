@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 
-from dit_accel.attention import Call, run, signature_of
-from dit_accel.broadcast import Entry
+from dit_accel.attention import Call, reused, run
 from dit_accel.compiled import thing
 from dit_accel.kernels.block_sparse import Layout
 from dit_accel.state import Site
@@ -30,6 +29,8 @@ def _attend_op(
     dropout: float,
     causal: bool,
     scale: float | None,
+    gqa: bool,
+    parallel: bool,
     layout: str,
 ) -> torch.Tensor:
     site: Site = thing(index)
@@ -38,7 +39,7 @@ def _attend_op(
     def dense() -> torch.Tensor:
         if layout == "bhsd":
             return F.scaled_dot_product_attention(
-                query, key, value, mask, dropout, causal, scale=scale
+                query, key, value, mask, dropout, causal, scale=scale, enable_gqa=gqa
             )
         return attention_dispatch.dispatch_attention_fn(
             query,
@@ -48,37 +49,29 @@ def _attend_op(
             dropout,
             causal,
             scale,
+            gqa,
             backend=getattr(processor, "_attention_backend", None),
+            parallel_config=processor._parallel_config if parallel else None,
         )
 
     order: Layout = "bhsd" if layout == "bhsd" else "bshd"
-    call = Call(query, key, value, mask, dropout, causal, scale, order, False, dense)
-    state, forward = site.state, site.state.forward
-    if forward is None:
+    call = Call(query, key, value, mask, dropout, causal, scale, order, parallel, dense)
+    if site.state.forward is None:
         return dense().contiguous()
     output = _run_or_serve(call, site).contiguous()
     # The end of a compiled forward is not seen: it is not before the end of its last attention.
-    state.recorder.forward_ended()
+    site.state.recorder.forward_ended()
     return output
 
 
 def _run_or_serve(call: Call, site: Site) -> torch.Tensor:
-    state, forward = site.state, site.state.forward
-    assert forward is not None
-    reuse = state.decide(site).reuse
+    reuse = site.state.decide(site).reuse
     if reuse is None:
         return run(call, site)
     # A site may make several calls (image keys beside text keys), told apart by their lengths.
-    key = (site.key.expert, f"{site.key.name}:{call.lengths}", forward.branch)
-    signature = signature_of((call.query, call.key, call.value))
-    prompt = forward.prompt
-    entry = state.cache.serve(key, reuse, forward.step, forward.steps, signature, prompt)
-    if entry is not None:
-        state.recorder.count(site.key, forward.step, "reused")
-        return entry.output.clone()
-    output = run(call, site)
-    state.cache.store(key, Entry(output.clone(), forward.step, 1, signature, prompt))
-    return output
+    name = f"{site.key.name}:{call.lengths}"
+    kept: torch.Tensor = reused(site, reuse, name, call.bshd(), lambda: (run(call, site), 1))
+    return kept.clone()  # the graph may write over what an operator returns
 
 
 @_attend_op.register_fake
@@ -92,6 +85,8 @@ def _(
     dropout: float,
     causal: bool,
     scale: float | None,
+    gqa: bool,
+    parallel: bool,
     layout: str,
 ) -> torch.Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -89,10 +89,7 @@ class RunState:
 
     def begin(self, expert: str, model: nn.Module, bound: Mapping[str, Any]) -> None:
         """Start a transformer forward; `bound` holds its arguments by name."""
-        if self.context is not None:
-            branch, fields = self.context
-        else:
-            branch, fields = "", {}
+        branch, fields = self.context or ("", {})
         fresh = self.clock.tick(bound.get("timestep"), (expert, branch), fields)
         if fresh:
             self.cache.reset()
@@ -102,9 +99,10 @@ class RunState:
             self.cache.drop_expert(self.expert)
         self.expert = expert
         step = self.clock.step
-        # Unnamed branches are numbered by their order, and checked by their prompt.
-        prompt = None if branch else bound.get("encoder_hidden_states")
+        prompt = None
         if not branch:
+            # Unnamed branches are numbered by their order, and checked by their prompt.
+            prompt = bound.get("encoder_hidden_states")
             order = self._calls.get((expert, step), 0)
             self._calls = {(expert, step): order + 1}
             branch = f"call{order}"
