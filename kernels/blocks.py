@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from dit_accel.kernels.plan import BlockPlan, BlockTable, lists_from_mask
-from dit_accel.kernels.tiling import BLOCK_SIZES, Tiling, even_split
+from dit_accel.kernels.tiling import BLOCK_SIZES, Tiling, clipped_split
 from dit_accel.layout import TokenLayout
 
 
 def span_runs(length: int, block: int) -> tuple[int, ...]:
-    """Sizes of the even runs of at most `block` tokens that a span is split in."""
-    return even_split(length, -(-length // block)) if length else ()
+    """Sizes of the runs that a span is split in: whole blocks, then the rest."""
+    return clipped_split(length, block)
 
 
 def runs_tiling(layout: TokenLayout) -> Tiling:
-    """The video as one row of consecutive raster tokens, in even runs of at most 128."""
+    """The video as one row of consecutive raster tokens, in runs of 128."""
     return Tiling(((1,), (1,), span_runs(layout.video_length, BLOCK_SIZES[-1])), BLOCK_SIZES[-1])
 
 

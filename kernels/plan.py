@@ -7,47 +7,42 @@ positions, and a kernel reads and writes rows through `order`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from dit_accel.errors import DitAccelError
-
-MaskRule = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
-
-
-def _box(query: Tensor, key: Tensor, params: tuple[int, ...]) -> Tensor:
-    near = [(query[..., a] - key[..., a]).abs() <= params[a] for a in range(3)]
-    return near[0] & near[1] & near[2]
-
-
-# Token masks by name: (query coordinates [..., 3], key coordinates [..., 3], params) -> bool.
-# The Triton twin of each lies in triton_masks.py under the same name.
-MASK_RULES: dict[str, MaskRule] = {"box": _box}
+from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 
 
 @dataclass(frozen=True, eq=False)
 class TokenMask:
     """Which token pairs of a partial block count, from the tokens' coordinates.
 
-    name: a rule of MASK_RULES; `box` keeps pairs with |dt|, |dh|, |dw| <= params.
-    params: three int32 parameters of the rule.
+    name: a rule of `token_rules.TOKEN_RULES`.
+    params: the rule's int32 parameters, at most MAX_PARAMS.
     q_coords, k_coords: int32 [Lq, 3], [Lk, 3], (t, h, w) of each token in raster order.
     """
 
     name: str
-    params: tuple[int, int, int]
+    params: tuple[int, ...]
     q_coords: Tensor
     k_coords: Tensor
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
         """bool [..., m, n] for raster token numbers `queries` [..., m] and `keys` [..., n]."""
-        query = self.q_coords[queries.long()].unsqueeze(-2)
-        key = self.k_coords[keys.long()].unsqueeze(-3)
-        return MASK_RULES[self.name](query, key, self.params)
+        query = self.q_coords[queries.long()].unsqueeze(-2).unbind(-1)
+        key = self.k_coords[keys.long()].unsqueeze(-3).unbind(-1)
+        kept: Tensor = TOKEN_RULES[self.name](*query, *key, self.params)
+        return kept
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """int32 [MAX_PARAMS]: the parameters where kernels read them."""
+        padded = [*self.params] + [0] * (MAX_PARAMS - len(self.params))
+        return torch.tensor(padded, dtype=torch.int32, device=self.q_coords.device)
 
     def to(self, device: torch.device | str) -> TokenMask:
         """The same mask on another device."""
@@ -245,11 +240,8 @@ class BlockPlan:
             )
         if self.partial_count is not None and self.partial_index is not None:
             _validate_lists("partial", self.partial_count, self.partial_index, self)
-        if self.token_mask is not None and self.token_mask.name not in MASK_RULES:
-            raise DitAccelError(
-                f"plan.token_mask: expected one of {sorted(MASK_RULES)}, "
-                f"got {self.token_mask.name!r}."
-            )
+        if self.token_mask is not None and self.token_mask.name not in TOKEN_RULES:
+            raise unknown("token rule", self.token_mask.name, TOKEN_RULES)
         return self
 
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.triton_masks import MASK_FUNCTIONS
+from dit_accel.kernels.triton_masks import MASK_FUNCTIONS, load_params
 
 LOG2_E = 1.4426950408889634
 
@@ -41,7 +41,7 @@ def _visit(
     acc, top, total, q, first, stop, index,
     k_ptr, v_ptr, k_order, k_starts, k_lengths,
     stride_kn, stride_kd, stride_vn, stride_vd, scale,
-    qt, qh, qw, k_coords, p0, p1, p2,
+    qt, qh, qw, k_coords, params,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
     HAS_ORDER: tl.constexpr, MASK_LENGTH: tl.constexpr, MASK_TOKENS: tl.constexpr,
     MASK_FN: tl.constexpr,
@@ -73,7 +73,7 @@ def _visit(
             kt, kh, kw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
             kept = MASK_FN(
                 qt[:, None], qh[:, None], qw[:, None],
-                kt[None, :], kh[None, :], kw[None, :], p0, p1, p2,
+                kt[None, :], kh[None, :], kw[None, :], load_params(params),
             )  # fmt: skip
             s = tl.where(kept, s, float("-inf"))
         highest = tl.maximum(top, tl.max(s, 1))
@@ -95,7 +95,7 @@ def _forward(
     stride_qb, stride_qm, stride_qh, stride_qd, stride_kb, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vn, stride_vh, stride_vd, stride_ob, stride_om, stride_oh, stride_od,
     stride_lb, stride_lh, stride_q_len, stride_k_len, stride_list_b, stride_list_h,
-    full_width, partial_width, scale, heads, group, n_queries, p0, p1, p2,
+    full_width, partial_width, scale, heads, group, n_queries, params,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_SPLITS: tl.constexpr, K_SPLITS: tl.constexpr, Q_ORDER: tl.constexpr, K_ORDER: tl.constexpr,
     HAS_WHOLE: tl.constexpr, HAS_SHORT: tl.constexpr, HAS_PARTIAL: tl.constexpr,
@@ -136,7 +136,7 @@ def _forward(
             acc, top, total, q, 0, stop, full_index + row * full_width,
             k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale,
-            qt, qh, qw, k_coords, p0, p1, p2,
+            qt, qh, qw, k_coords, params,
             D, DP, BN, K_SPLITS, K_ORDER, False, False, MASK_FN,
         )  # fmt: skip
     if HAS_SHORT:
@@ -148,7 +148,7 @@ def _forward(
             acc, top, total, q, first, stop, full_index + row * full_width,
             k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale,
-            qt, qh, qw, k_coords, p0, p1, p2,
+            qt, qh, qw, k_coords, params,
             D, DP, BN, K_SPLITS, K_ORDER, True, False, MASK_FN,
         )  # fmt: skip
     if HAS_PARTIAL:
@@ -159,7 +159,7 @@ def _forward(
             acc, top, total, q, 0, stop, partial_index + row * partial_width,
             k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale,
-            qt, qh, qw, k_coords, p0, p1, p2,
+            qt, qh, qw, k_coords, params,
             D, DP, BN, K_SPLITS, K_ORDER, True, True, MASK_FN,
         )  # fmt: skip
 
@@ -229,7 +229,7 @@ def block_sparse_forward(
     partial_count: Tensor | None, partial_index: Tensor | None,
     q_coords: Tensor | None, k_coords: Tensor | None,
     scale: float, block_q: int, block_k: int, whole: bool, short: bool, covers: bool,
-    mask_name: str, mask_params: list[int],
+    mask_name: str, mask_params: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The kernel behind `triton_attention`: BlockPlan's fields, one by one.
 
@@ -262,7 +262,8 @@ def block_sparse_forward(
             *q.stride(), *k.stride(), *v.stride(), *out.stride(), lse.stride(0), lse.stride(1),
             _step(q_lengths, 0), _step(k_lengths, 0), _step(full_count, 0), _step(full_count, 1),
             full_index.shape[-1], 0 if partial_index is None else partial_index.shape[-1],
-            scale * LOG2_E, heads, heads // k.shape[2], n_queries, *mask_params,
+            scale * LOG2_E, heads, heads // k.shape[2], n_queries,
+            unused if mask_params is None else mask_params,
             D=dim, DP=padded, BM=config.block_m, BN=config.block_n,
             Q_SPLITS=q_splits, K_SPLITS=block_k // config.block_n,
             Q_ORDER=q_order is not None, K_ORDER=k_order is not None,
@@ -298,6 +299,6 @@ def triton_attention(
         plan.partial_count if mask else None, plan.partial_index if mask else None,
         mask.q_coords if mask else None, mask.k_coords if mask else None,
         scale, plan.block_q, plan.block_k, whole, short, plan.covers_queries,
-        mask.name if mask else "", list(mask.params) if mask else [0, 0, 0],
+        mask.name if mask else "", mask.packed if mask else None,
     )  # fmt: skip
     return out, lse if return_lse else None

