@@ -1,0 +1,1 @@
+"""Compare: quality and latency of profiles and of other methods, paired clip by clip."""
