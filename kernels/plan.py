@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
+
+if TYPE_CHECKING:
+    from dit_accel.kernels.pooling import PooledKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +59,14 @@ class BlockTable:
     order: int32 [L], the raster token at each position of block order; None is the identity.
     starts: int32 [N], the first position of each block.
     lengths: int32 [Bp, N], tokens of each block; Bp is 1, or the batch where samples differ.
+    origins: int32 [N, 3], where each block begins: (t, h, w) of a video tile's first token,
+        (-1, start, 0) of a run of consecutive tokens; None where nobody worked it out.
     """
 
     order: Tensor | None
     starts: Tensor
     lengths: Tensor
+    origins: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -69,23 +75,44 @@ class BlockTable:
 
     def to(self, device: torch.device | str) -> BlockTable:
         """The same table on another device."""
-        order = None if self.order is None else self.order.to(device)
-        return BlockTable(order, self.starts.to(device), self.lengths.to(device))
+        order, origins = (
+            None if part is None else part.to(device) for part in (self.order, self.origins)
+        )
+        return BlockTable(order, self.starts.to(device), self.lengths.to(device), origins)
+
+
+class ListKinds(NamedTuple):
+    """Which kinds of entries any list of a plan may have; kernels leave out code for the others.
+
+    whole: full entries that need no length mask. short: full entries under a length mask.
+    partial: entries under the token mask. pooled: pooled keys.
+    """
+
+    whole: bool
+    short: bool
+    partial: bool
+    pooled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class BlockPlan:
-    """For each query block: key blocks to visit in full, and key blocks under a token mask.
+    """For each query block: key blocks to visit in full or under a token mask, and pooled keys.
 
     Bp is 1 or the batch, Hp 1 or the number of query heads, NQ the number of query blocks, M the
-    width of a list. Entries past a count are ignored.
+    width of a list. Entries past a count are ignored. All lists have the same Bp and Hp, are
+    contiguous, and name nothing twice.
 
     full_count int32 [Bp, Hp, NQ], full_index int32 [Bp, Hp, NQ, M]: every pair counts.
     unmasked_count int32 [Bp, Hp, NQ]: this many entries at the front of a full list are blocks of
         exactly `block_k` tokens, which a kernel may read without a length mask; None means 0.
     partial_count, partial_index: likewise, pairs of `token_mask` only; all three or none.
+    pooled_count, pooled_index: likewise, numbers of keys of the call's `pooling.PooledKeys`, which
+        enter the same softmax; both or none.
     block_q, block_k: slots of a block in the kernel; no block is longer.
     q_length, k_length: tokens of the call, Lq and Lk.
+    kinds, covers: what `list_kinds` and `covers_queries` would work out, where the maker of the
+        plan knows: then a plan made on the GPU never waits for it. A kind may be claimed without
+        need, never left out.
     """
 
     q_blocks: BlockTable
@@ -100,6 +127,10 @@ class BlockPlan:
     partial_count: Tensor | None = None
     partial_index: Tensor | None = None
     token_mask: TokenMask | None = None
+    pooled_count: Tensor | None = None
+    pooled_index: Tensor | None = None
+    kinds: ListKinds | None = None
+    covers: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -133,20 +164,35 @@ class BlockPlan:
         work = self.full_count.sum((0, 1))
         if self.partial_count is not None:
             work = work + self.partial_count.sum((0, 1))
+        if self.pooled_count is not None:  # a block's worth of pooled keys is as long as a block
+            work = work + self.pooled_count.sum((0, 1)) / self.block_k
         return work.argsort(descending=True, stable=True).int()
 
     @cached_property
     def covers_queries(self) -> bool:
         """Whether every query token lies in a block of every sample."""
+        if self.covers is not None:
+            return self.covers
         return bool((self.q_blocks.lengths.sum(-1) == self.q_length).all())
 
     @cached_property
-    def list_kinds(self) -> tuple[bool, bool, bool]:
-        """Whether any list has (unmasked, length-masked full, partial) entries."""
-        full = int(self.full_count.sum())
-        bare = 0 if self.unmasked_count is None else int(self.unmasked_count.sum())
-        partial = 0 if self.partial_count is None else int(self.partial_count.sum())
-        return bare > 0, full > bare, partial > 0
+    def list_kinds(self) -> ListKinds:
+        """Which kinds of entries the lists may have."""
+        if self.kinds is not None:
+            return self.kinds
+        none = self.full_count.new_zeros(())
+        full, bare, partial, pooled = torch.stack(
+            [
+                none if count is None else count.sum(dtype=torch.int32)
+                for count in (
+                    self.full_count,
+                    self.unmasked_count,
+                    self.partial_count,
+                    self.pooled_count,
+                )
+            ]
+        ).tolist()  # one read from the device
+        return ListKinds(bare > 0, full > bare, partial > 0, pooled > 0)
 
     def launched_density(self, backend: str = "triton") -> float:
         """Launched query x key slots over Lq x Lk.
@@ -165,24 +211,27 @@ class BlockPlan:
         visits = self.full_count.sum(dtype=torch.int64)
         if self.partial_count is not None:
             visits = visits + self.partial_count.sum(dtype=torch.int64)
+        keys = visits * self.block_k
+        if self.pooled_count is not None:
+            keys = keys + self.pooled_count.sum(dtype=torch.int64)
         lists = self.full_count.shape[0] * self.full_count.shape[1]
-        return int(visits) * self.block_q * self.block_k / (lists * self.q_length * self.k_length)
+        return int(keys) * self.block_q / (lists * self.q_length * self.k_length)
 
     @cached_property
     def _visited_density(self) -> float:
         pairs = self._pairs(self.full_count, self.full_index)
         if self.partial_count is not None and self.partial_index is not None:
             pairs += self._pairs(self.partial_count, self.partial_index)
-        return pairs / self._all_pairs
+        return (pairs + self._pooled_pairs()) / self._all_pairs
 
     def kept_density(self) -> float:
-        """Token pairs that enter the softmax, after all masks, over Lq x Lk."""
+        """Pairs that enter the softmax, after all masks, over Lq x Lk; a pooled key is one key."""
         return self._kept_density
 
     @cached_property
     def _kept_density(self) -> float:
         pairs = self._pairs(self.full_count, self.full_index)
-        return (pairs + self._partial_pairs()) / self._all_pairs
+        return (pairs + self._partial_pairs() + self._pooled_pairs()) / self._all_pairs
 
     @property
     def _all_pairs(self) -> int:
@@ -200,6 +249,12 @@ class BlockPlan:
             q_row = sample if self.q_blocks.lengths.shape[0] > 1 else 0
             total += int((keys * self.q_blocks.lengths[q_row].long()).sum())
         return total
+
+    def _pooled_pairs(self) -> int:
+        if self.pooled_count is None:
+            return 0
+        keys = self.pooled_count.long().expand(self.batch, -1, -1)
+        return int((keys * self.q_blocks.lengths.long().unsqueeze(1)).sum())
 
     def _partial_pairs(self) -> int:
         if self.partial_count is None or self.partial_index is None or self.token_mask is None:
@@ -223,25 +278,15 @@ class BlockPlan:
                     total += int(kept.sum())
         return total
 
-    def validate(self) -> BlockPlan:
-        """Check every rule that kernels rely on; DitAccelError for the first one broken."""
-        for name, table, length, block in (
-            ("q_blocks", self.q_blocks, self.q_length, self.block_q),
-            ("k_blocks", self.k_blocks, self.k_length, self.block_k),
-        ):
-            _validate_table(name, table, length, block)
-        _validate_rows(self.q_blocks)
-        _validate_lists("full", self.full_count, self.full_index, self)
-        given = [self.partial_count is None, self.partial_index is None, self.token_mask is None]
-        if any(given) and not all(given):
-            raise DitAccelError(
-                "plan: expected partial_count, partial_index and token_mask together, got "
-                f"{3 - sum(given)} of them."
-            )
-        if self.partial_count is not None and self.partial_index is not None:
-            _validate_lists("partial", self.partial_count, self.partial_index, self)
-        if self.token_mask is not None and self.token_mask.name not in TOKEN_RULES:
-            raise unknown("token rule", self.token_mask.name, TOKEN_RULES)
+    def validate(self, pooled: PooledKeys | None = None) -> BlockPlan:
+        """Check every rule that kernels rely on; DitAccelError for the first one broken.
+
+        pooled: the pooled keys that calls will bring, to check the numbers in the lists. Reads the
+        plan's tensors on the host: for once per plan, not for each call.
+        """
+        from dit_accel.kernels.plan_checks import check_plan
+
+        check_plan(self, pooled)
         return self
 
 
@@ -278,54 +323,3 @@ def lists_from_mask(mask: Tensor, whole: Tensor | None = None) -> tuple[Tensor, 
     ]  # row by row: the sort's int64 stays small
     index = torch.stack(rows).view(*mask.shape[:3], width)
     return count, index.contiguous(), unmasked
-
-
-def _validate_table(name: str, table: BlockTable, length: int, block: int) -> None:
-    if table.starts.ndim != 1 or table.lengths.ndim != 2:
-        raise DitAccelError(
-            f"plan.{name}: expected starts [N] and lengths [Bp, N], got "
-            f"{tuple(table.starts.shape)} and {tuple(table.lengths.shape)}."
-        )
-    if table.lengths.shape[1] != table.count:
-        raise DitAccelError(
-            f"plan.{name}: expected {table.count} lengths, got {table.lengths.shape[1]}."
-        )
-    for part, tensor in (("starts", table.starts), ("lengths", table.lengths)):
-        _expect_int32(f"{name}.{part}", tensor)
-    stops = table.starts + table.lengths
-    if table.count and (int(stops.max()) > length or int(table.starts.min()) < 0):
-        raise DitAccelError(f"plan.{name}: expected blocks within [0, {length}).")
-    if table.count and not 0 <= int(table.lengths.min()) <= int(table.lengths.max()) <= block:
-        raise DitAccelError(f"plan.{name}: expected lengths in [0, {block}].")
-    if table.order is not None:
-        _expect_int32(f"{name}.order", table.order)
-        tokens = torch.arange(length, device=table.order.device, dtype=torch.int32)
-        if table.order.shape != (length,) or not torch.equal(table.order.sort().values, tokens):
-            raise DitAccelError(f"plan.{name}.order: expected a permutation of {length} tokens.")
-
-
-def _validate_rows(table: BlockTable) -> None:
-    starts, by_start = table.starts.sort()
-    stops = starts + table.lengths[:, by_start]
-    if (stops[:, :-1] > starts[1:]).any():
-        raise DitAccelError("plan.q_blocks: expected blocks that share no query.")
-
-
-def _validate_lists(name: str, count: Tensor, index: Tensor, plan: BlockPlan) -> None:
-    _expect_int32(f"{name}_count", count)
-    _expect_int32(f"{name}_index", index)
-    if count.ndim != 3 or index.shape[:3] != count.shape or count.shape[2] != plan.q_blocks.count:
-        raise DitAccelError(
-            f"plan.{name}: expected counts [Bp, Hp, {plan.q_blocks.count}] and indices of that "
-            f"shape x M, got {tuple(count.shape)} and {tuple(index.shape)}."
-        )
-    if count.numel() and not 0 <= int(count.min()) <= int(count.max()) <= index.shape[-1]:
-        raise DitAccelError(f"plan.{name}_count: expected counts in [0, {index.shape[-1]}].")
-    used = index[listed_entries(count, index)]
-    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < plan.k_blocks.count:
-        raise DitAccelError(f"plan.{name}_index: expected blocks in [0, {plan.k_blocks.count}).")
-
-
-def _expect_int32(name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.int32:
-        raise DitAccelError(f"plan.{name}: expected int32, got {tensor.dtype}.")

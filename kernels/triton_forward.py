@@ -289,7 +289,7 @@ def triton_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
-    whole, short, partial = plan.list_kinds
+    whole, short, partial, _ = plan.list_kinds
     mask = plan.token_mask if partial else None
     out, lse = block_sparse_forward(
         q, k, v,
