@@ -44,8 +44,9 @@ def video_plan(
     lengths = torch.cat([before, sizes, after])
     starts = (lengths.cumsum(0) - lengths).int()
     key_lengths = _valid_lengths(layout, lengths, starts)
-    q_blocks = BlockTable(order, starts, lengths[None])
-    k_blocks = BlockTable(order, starts, key_lengths)
+    origins = _origins(layout, tiling, starts, len(before))
+    q_blocks = BlockTable(order, starts, lengths[None], origins)
+    k_blocks = BlockTable(order, starts, key_lengths, origins)
 
     first, tiles = len(before), tiling.tiles
     pairs = visible.to(device).view(-1, tiles, tiles)
@@ -63,6 +64,9 @@ def video_plan(
         tiling.block,
         tiling.block,
         unmasked,
+        box=tiling.box,
+        grid=layout.grid,
+        video_start=layout.video_start,
     )
 
 
@@ -87,6 +91,19 @@ def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Ten
 def _tile_sizes(tiling: Tiling, device: torch.device) -> Tensor:
     t, h, w = (torch.tensor(parts, dtype=torch.int32, device=device) for parts in tiling.parts)
     return (t[:, None, None] * h[:, None] * w).reshape(-1)
+
+
+def _origins(layout: TokenLayout, tiling: Tiling, starts: Tensor, first: int) -> Tensor:
+    """int32 [N, 3]; the video's blocks are rows `first` and on, in tile order."""
+    zeros = torch.zeros_like(starts)
+    origins = torch.stack([zeros - 1, starts, zeros], -1)
+    if tuple(map(sum, tiling.parts)) == layout.grid:
+        corners = [
+            torch.tensor([sum(parts[:i]) for i in range(len(parts))], device=starts.device)
+            for parts in tiling.parts
+        ]
+        origins[first : first + tiling.tiles] = torch.cartesian_prod(*corners).int()
+    return origins
 
 
 def _valid_lengths(layout: TokenLayout, lengths: Tensor, starts: Tensor) -> Tensor:

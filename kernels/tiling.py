@@ -46,10 +46,13 @@ class Tiling:
 
     parts: per axis, the sizes (tokens) of its consecutive parts.
     block: slots that the kernel spends on a tile (64 or 128).
+    box: the tile, where each tile is this box clipped at the far edges, its edges are powers of two
+        and its tokens are `block`: what hardware copies as one box. Else None.
     """
 
     parts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     block: int
+    box: Triple | None = None
 
     @property
     def counts(self) -> Triple:
@@ -163,6 +166,9 @@ def _shrunk(sizes: Sequence[int]) -> list[int]:
 def fixed_tiling(grid: Triple, tile: Triple) -> Tiling:
     """Tiles of exactly `tile`, clipped at the far edges of the grid."""
     parts = tuple(clipped_split(size, edge) for size, edge in zip(grid, tile, strict=True))
+    slots = math.prod(tile)
+    if slots in BLOCK_SIZES and all(edge & (edge - 1) == 0 for edge in tile):
+        return Tiling((parts[0], parts[1], parts[2]), slots, tile)
     largest = math.prod(max(axis) for axis in parts)
     return Tiling((parts[0], parts[1], parts[2]), _block_for(largest))
 
@@ -175,24 +181,28 @@ def choose_tiling(
     padded: bool,
     others: int = 0,
     efficiency: tuple[tuple[int, float], ...] = tuple(BLOCK_EFFICIENCY.items()),
+    boxes: bool = False,
 ) -> Tiling:
-    """The even split of `grid` that makes `window` cheapest.
+    """The split of `grid` that makes `window` cheapest: even, or in clipped boxes.
 
     padded: a tile occupies a whole block of the kernel (GPU); else its own length (CPU).
     others: number of tokens outside the video, seen by and seeing everything.
     efficiency: pairs (block size, relative speed), for padded planning.
+    boxes: tiles are boxes with powers of two as edges, clipped at the far edges (see Tiling.box).
 
     A split is only a candidate when every query, away from the border, sees at least half of the
     asked half-width to either side (a window of one tile would see nothing past a tile's edge).
     Costs within 8 % count as equal: the most cubic tile of them wins, then the larger one.
     """
+    speed = dict(efficiency)
+    if boxes:
+        return _choose_box(grid, window, others, speed)
     candidates = [
         (counts, block)
-        for block in (size for size, _ in efficiency)
+        for block in speed
         for counts in _even_counts(grid, block)
         if _reaches(grid, counts, window)
     ]
-    speed = dict(efficiency)
     if padded:
         costs = [_slot_cost(grid, counts, window, b, others) / speed[b] for counts, b in candidates]
     else:
@@ -205,6 +215,35 @@ def choose_tiling(
     parts = tuple(even_split(size, n) for size, n in zip(grid, counts, strict=True))
     largest = math.prod(max(axis) for axis in parts)
     return Tiling((parts[0], parts[1], parts[2]), block if padded else _block_for(largest))
+
+
+def _choose_box(grid: Triple, window: Window, others: int, speed: Mapping[int, float]) -> Tiling:
+    candidates = [box for block in speed for box in _boxes(grid, block)]
+    costs: dict[Triple, float] = {}
+    for near in (True, False):  # a grid smaller than any box may reach nowhere
+        for box in candidates:
+            counts = (-(-grid[0] // box[0]), -(-grid[1] // box[1]), -(-grid[2] // box[2]))
+            block = math.prod(box)
+            if not near or _reaches(grid, counts, window):
+                costs[box] = _slot_cost(grid, counts, window, block, others) / speed[block]
+        if costs:
+            break
+    limit = min(costs.values()) * TIE
+    tied = [box for box, cost in costs.items() if cost <= limit]
+    return fixed_tiling(
+        grid, min(tied, key=lambda box: (max(box) / min(box), -math.prod(box), box))
+    )
+
+
+def _boxes(grid: Triple, block: int) -> list[Triple]:
+    """Boxes of `block` tokens with powers of two as edges, none twice as long as its axis."""
+    powers = [1 << n for n in range(block.bit_length())]
+    found = [(t, h, block // (t * h)) for t in powers for h in powers if t * h <= block]
+    return [
+        box
+        for box in found
+        if all(edge < 2 * size or edge == 1 for edge, size in zip(box, grid, strict=True))
+    ] or found
 
 
 def _block_for(tokens: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dit_accel.errors import unknown
-from dit_accel.kernels.patterns.base import Pattern
+from dit_accel.kernels.patterns.base import LayoutKind, Pattern, kind_for
 from dit_accel.kernels.patterns.full import Full
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan
@@ -40,13 +40,19 @@ def plan_for(
     pattern: Pattern,
     device: torch.device | str,
     heads: int | None = None,
+    layout_kind: LayoutKind | None = None,
 ) -> BlockPlan:
     """The plan of `pattern` for `layout` on `device`, made once and kept (the last 64 plans)."""
-    return _cached_plan(layout, pattern, torch.device(device), heads)
+    kind = layout_kind or kind_for(device)
+    return _cached_plan(layout, pattern, torch.device(device), heads, kind)
 
 
 @lru_cache(maxsize=64)
 def _cached_plan(
-    layout: TokenLayout, pattern: Pattern, device: torch.device, heads: int | None
+    layout: TokenLayout,
+    pattern: Pattern,
+    device: torch.device,
+    heads: int | None,
+    layout_kind: LayoutKind,
 ) -> BlockPlan:
-    return pattern.build(layout, device, heads)
+    return pattern.build(layout, device, heads, layout_kind=layout_kind)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from dit_accel.kernels.blocks import runs_tiling, video_plan
-from dit_accel.kernels.patterns.base import Pattern
+from dit_accel.kernels.patterns.base import LayoutKind, Pattern
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 
@@ -27,6 +27,7 @@ class Full(Pattern):
         heads: int | None = None,
         *,
         block_efficiency: Mapping[int, float] | None = None,
+        layout_kind: LayoutKind | None = None,
     ) -> BlockPlan:
         """See Pattern.build."""
         tiling = runs_tiling(layout)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.kernels.blocks import video_plan
-from dit_accel.kernels.patterns.base import Pattern
+from dit_accel.kernels.patterns.base import LayoutKind, Pattern, kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.tiling import (
     BLOCK_EFFICIENCY,
@@ -54,15 +54,20 @@ class SlidingTile(Pattern):
         layout: TokenLayout,
         device: torch.device | str,
         block_efficiency: Mapping[int, float] | None = None,
+        layout_kind: LayoutKind | None = None,
     ) -> Tiling:
         """How the grid is cut for this window on that kind of device."""
         if self.tile != "auto":
             return fixed_tiling(layout.grid, self.tile)
         speed = tuple((block_efficiency or BLOCK_EFFICIENCY).items())
-        padded = torch.device(device).type != "cpu"
-        others = layout.before + layout.after
+        kind = layout_kind or kind_for(device)
         return choose_tiling(
-            layout.grid, self.window, padded=padded, others=others, efficiency=speed
+            layout.grid,
+            self.window,
+            padded=kind != "lengths",
+            others=layout.before + layout.after,
+            efficiency=speed,
+            boxes=kind == "boxes",
         )
 
     def build(
@@ -72,9 +77,10 @@ class SlidingTile(Pattern):
         heads: int | None = None,
         *,
         block_efficiency: Mapping[int, float] | None = None,
+        layout_kind: LayoutKind | None = None,
     ) -> BlockPlan:
         """See Pattern.build."""
-        tiling = self.tiling(layout, device, block_efficiency)
+        tiling = self.tiling(layout, device, block_efficiency, layout_kind)
         t, h, w = (self._visible(axis, layout, tiling, device) for axis in range(3))
         # [T, 1, 1, T', 1, 1] & [1, H, 1, 1, H', 1] & [1, 1, W, 1, 1, W']
         pairs = (
