@@ -113,6 +113,9 @@ class BlockPlan:
     kinds, covers: what `list_kinds` and `covers_queries` would work out, where the maker of the
         plan knows: then a plan made on the GPU never waits for it. A kind may be claimed without
         need, never left out.
+    box: (t, h, w) where every video block is the box of that size at its origin, clipped at the
+        far edges of the grid; its edges are powers of two whose product is block_q and block_k.
+    grid, video_start: (T, H, W) of the video and its first raster token, where known.
     """
 
     q_blocks: BlockTable
@@ -131,6 +134,9 @@ class BlockPlan:
     pooled_index: Tensor | None = None
     kinds: ListKinds | None = None
     covers: bool | None = None
+    box: tuple[int, int, int] | None = None
+    grid: tuple[int, int, int] | None = None
+    video_start: int = 0
 
     @property
     def device(self) -> torch.device:
