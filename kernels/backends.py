@@ -32,7 +32,7 @@ class Backend:
 
     forward: Forward
     machine: Callable[[], str | None]
-    call: Callable[[Tensor, BlockPlan], str | None]
+    call: Callable[[Tensor, Tensor, Tensor, BlockPlan], str | None]
 
 
 def interpreted() -> bool:
@@ -63,7 +63,7 @@ def _triton_machine() -> str | None:
     return None
 
 
-def _triton_call(q: Tensor, plan: BlockPlan) -> str | None:
+def _triton_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
     if q.device.type != "cuda" and not interpreted():
         return f"device {q.device.type}: needs CUDA"
     if not q.is_cuda and q.dtype == torch.bfloat16:
@@ -81,6 +81,42 @@ def _triton_forward(
     return triton_attention(q, k, v, plan, scale, return_lse)
 
 
+HOPPER_TRITON = ((3, 6), (3, 9))
+"""Minor versions of Triton whose Gluon the Hopper kernel is proven with."""
+
+
+def _hopper_machine() -> str | None:
+    if missing := triton_missing():
+        return missing
+    if interpreted() or not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.version.hip is not None or torch.cuda.get_device_capability() != (9, 0):
+        return "needs compute capability 9.0"
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version not in HOPPER_TRITON:
+        known = ", ".join(f"{major}.{minor}" for major, minor in HOPPER_TRITON)
+        return f"triton {triton.__version__}: proven with {known}"
+    from dit_accel.kernels.hopper import broken
+
+    return broken()
+
+
+def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    from dit_accel.kernels.hopper import obstacle
+
+    return obstacle(q, k, v, plan)
+
+
+def _hopper_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    from dit_accel.kernels.hopper import hopper_attention
+
+    return hopper_attention(q, k, v, plan, scale, return_lse)
+
+
 def _reference_forward(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -89,11 +125,12 @@ def _reference_forward(
 
 
 BACKENDS: dict[str, Backend] = {
+    "hopper": Backend(_hopper_forward, _hopper_machine, _hopper_call),
     "triton": Backend(_triton_forward, _triton_machine, _triton_call),
-    "torch": Backend(torch_attention, lambda: None, lambda q, plan: None),
-    "reference": Backend(_reference_forward, lambda: None, lambda q, plan: None),
+    "torch": Backend(torch_attention, lambda: None, lambda q, k, v, plan: None),
+    "reference": Backend(_reference_forward, lambda: None, lambda q, k, v, plan: None),
 }
-AUTOMATIC = ("triton", "torch")
+AUTOMATIC = ("hopper", "triton", "torch")
 
 
 def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
@@ -108,7 +145,7 @@ def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str
     if not HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]:
         return f"head_dim {q.shape[-1]}: needs {HEAD_DIMS[0]} to {HEAD_DIMS[1]}"
     backend = BACKENDS[name]
-    return backend.machine() or backend.call(q, plan)
+    return backend.machine() or backend.call(q, k, v, plan)
 
 
 def available() -> dict[str, str | None]:
@@ -117,6 +154,6 @@ def available() -> dict[str, str | None]:
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str:
-    """The first eligible backend; on a GPU Triton, on a CPU torch."""
-    names = AUTOMATIC if q.is_cuda else tuple(n for n in AUTOMATIC if n != "triton")
+    """The first eligible backend; on a GPU Hopper's or Triton, on a CPU torch."""
+    names = AUTOMATIC if q.is_cuda else ("torch",)
     return next((n for n in names if eligible(n, q, k, v, plan) is None), "torch")

@@ -1,0 +1,300 @@
+"""The Hopper backend's host side: work lists, tensor descriptors, launch.
+
+The kernel is in `hopper_kernel`; `eligible` says which calls it takes.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from dit_accel.kernels import hopper_kernel
+from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.token_rules import TOKEN_RULES
+
+LOG2_E = 1.4426950408889634
+RUN = 1 << 30
+NOTHING = -1
+PARTIAL = 256
+MAX_COORDINATE = 1023
+GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+RULES = {name: gluon.jit(rule) for name, rule in TOKEN_RULES.items()}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A variant of the kernel.
+
+    stages: key tiles in flight. registers, feeder: of a thread that multiplies, and of one that
+    copies; 8 warps of the first and 4 of the second share 65,536.
+    """
+
+    stages: int
+    registers: int = 240
+    feeder: int = 24
+
+    def shared_bytes(self, dim: int) -> int:
+        """Shared memory: queries, output and the staged key and value tiles."""
+        return 2 * (2 * 128 + 2 * 128 * self.stages) * dim
+
+
+CONFIGS = {64: Config(stages=4), 128: Config(stages=2)}
+
+
+@dataclass(frozen=True)
+class WorkLists:
+    """A plan in the kernel's form (see `hopper_kernel`); all int32.
+
+    items [n]: batch and head major, longest lists first within a head.
+    q_codes [NQ]; codes, metas [Bl, Hl, NQ, W]; bares, totals [Bl, Hl, NQ], in tiles of 128 keys.
+    metas: tokens of an entry's block, plus PARTIAL where the token rule applies.
+    """
+
+    items: Tensor
+    q_codes: Tensor
+    codes: Tensor
+    metas: Tensor
+    bares: Tensor
+    totals: Tensor
+
+
+_LISTS: weakref.WeakKeyDictionary[BlockPlan, dict[tuple[int, int], WorkLists]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def halved(box: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The first half of a box's tokens: half of its first axis that is longer than 1."""
+    axis = next(a for a in range(3) if box[a] > 1)
+    return tuple(n // 2 if a == axis else n for a, n in enumerate(box))  # type: ignore[return-value]
+
+
+def packed(box: tuple[int, int, int]) -> int:
+    """A code's coordinates."""
+    return box[0] << 20 | box[1] << 10 | box[2]
+
+
+def block_codes(table: BlockTable) -> Tensor:
+    """int32 [N]: where each block starts."""
+    runs = table.starts | RUN
+    if table.origins is None:
+        return runs
+    t, h, w = table.origins.unbind(-1)
+    return torch.where(t < 0, h | RUN, t << 20 | h << 10 | w)
+
+
+def work_lists(plan: BlockPlan, batch: int, heads: int) -> WorkLists:
+    """The plan's lists for calls of that batch and number of heads, made once."""
+    known = _LISTS.setdefault(plan, {})
+    if (batch, heads) not in known:
+        known[batch, heads] = _work_lists(plan, batch, heads)
+    return known[batch, heads]
+
+
+def _work_lists(plan: BlockPlan, batch: int, heads: int) -> WorkLists:
+    together = 128 // plan.block_k
+    count, index = plan.full_count, plan.full_index
+    full_width = index.shape[-1]
+    if plan.partial_count is not None and plan.partial_index is not None:
+        width = full_width + plan.partial_index.shape[-1]
+        slots = torch.arange(width, device=plan.device, dtype=torch.int32)
+        behind = (slots - count.unsqueeze(-1)).clamp(0, plan.partial_index.shape[-1] - 1)
+        later = plan.partial_index.gather(-1, behind.long())
+        front = index.gather(-1, slots.clamp_max(full_width - 1).long().expand(later.shape))
+        masked = slots >= count.unsqueeze(-1)
+        index = torch.where(masked, later, front)
+        total = count + plan.partial_count
+        flags = masked.int() * PARTIAL
+    else:
+        total, flags = count, 0
+    slots = torch.arange(index.shape[-1], device=plan.device, dtype=torch.int32)
+    listed = slots < total.unsqueeze(-1)
+    blocks = torch.where(listed, index, 0).long()
+    codes = torch.where(listed, block_codes(plan.k_blocks)[blocks], NOTHING)
+    lengths = plan.k_blocks.lengths
+    if len(lengths) == 1:
+        metas = lengths[0][blocks] + flags
+    else:
+        blocks = blocks.expand(len(lengths), -1, -1, -1)
+        metas = torch.stack([row[b] for row, b in zip(lengths, blocks, strict=True)]) + flags
+        codes, total = (x.expand(len(lengths), *x.shape[1:]) for x in (codes, total))
+    if index.shape[-1] % together:
+        codes = torch.nn.functional.pad(codes, (0, 1), value=NOTHING)
+        metas = torch.nn.functional.pad(metas, (0, 1))
+    bare = torch.zeros_like(total) if plan.unmasked_count is None else plan.unmasked_count
+    bare = (bare // together).expand(total.shape)
+    totals = (total + together - 1) // together
+    return WorkLists(
+        _items(totals, batch, heads),
+        block_codes(plan.q_blocks),
+        *(x.int().contiguous() for x in (codes, metas, bare, totals)),
+    )
+
+
+def _items(totals: Tensor, batch: int, heads: int) -> Tensor:
+    """int32 [batch * heads * NQ]: (sample, head, block) as one number."""
+    order = totals.argsort(-1, descending=True, stable=True)
+    lines = torch.arange(batch * heads, device=totals.device).view(batch, heads, 1)
+    return (order + lines * totals.shape[-1]).reshape(-1).int()
+
+
+@dataclass(frozen=True)
+class _View:
+    """How the copy engine sees a [B, S, H, D] tensor: coordinates and steps of (sample, head)."""
+
+    tensor: Tensor
+    outer: int
+    outer_stride: int
+    inner: int
+    steps: tuple[int, int, int]
+
+    def boxes(self, grid: tuple[int, int, int], start: int, box: tuple[int, int, int]) -> object:
+        """Descriptor of the video as [outer, T, H, W, inner]."""
+        t, h, w = grid
+        row = self.tensor.stride(1)
+        return _descriptor(
+            self.tensor[:, start:],
+            [self.outer, t, h, w, self.inner],
+            [self.outer_stride, h * w * row, w * row, row, 1],
+            [1, *box, self.tensor.shape[-1]],
+        )
+
+    def runs(self, rows: int) -> object:
+        """Descriptor of all tokens as [outer, S, inner]."""
+        return _descriptor(
+            self.tensor,
+            [self.outer, self.tensor.shape[1], self.inner],
+            [self.outer_stride, self.tensor.stride(1), 1],
+            [1, rows, self.tensor.shape[-1]],
+        )
+
+
+def view(x: Tensor) -> _View | None:
+    """The view of x [B, S, H, D] that the copy engine can read, or None."""
+    batch, length, heads, dim = x.shape
+    by_batch, by_token, by_head, by_dim = x.stride()
+    if by_dim != 1 or x.data_ptr() % 16 or by_token % 8:
+        return None
+    if batch == 1:
+        by_batch = max(by_batch, 8)
+    if heads == 1 or by_head == dim:
+        if by_batch % 8 or by_token < heads * dim:
+            return None
+        return _View(x, batch, by_batch, heads * dim, (1, 0, dim))
+    if by_head % 8 or (batch > 1 and by_batch != heads * by_head):
+        return None
+    return _View(x, batch * heads, by_head, dim, (heads, 1, 0))
+
+
+@lru_cache(maxsize=64)
+def _layout(block: tuple[int, ...], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for(list(block), GLUON_TYPES[dtype])
+
+
+def _descriptor(base: Tensor, shape: list[int], strides: list[int], block: list[int]) -> object:
+    return TensorDescriptor(base, shape, strides, block, _layout(tuple(block), base.dtype))
+
+
+@lru_cache(maxsize=8)
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    """Why the kernel cannot compute this call, or None."""
+    dim = q.shape[-1]
+    if q.dtype not in GLUON_TYPES:
+        return f"dtype {q.dtype}: needs float16 or bfloat16"
+    if dim not in CONFIGS:
+        return f"head_dim {dim}: needs one of {', '.join(map(str, CONFIGS))}"
+    if plan.block_q != 128 or plan.block_k not in (64, 128):
+        return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
+    if plan.box is None and (plan.q_blocks.order is not None or plan.k_blocks.order is not None):
+        return "blocks are neither boxes of the grid nor runs of tokens"
+    if plan.box is None and plan.list_kinds.partial:
+        return "a token rule needs blocks that are boxes of the grid"
+    if plan.list_kinds.pooled:
+        return "pooled keys"
+    if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
+        return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if view(tensor) is None:
+            return f"strides of {name}: {tuple(tensor.stride())} cannot be read by bulk copies"
+    return None
+
+
+@lru_cache(maxsize=1)
+def broken() -> str | None:
+    """Why the kernel is not to be trusted here: it does not compile, or a small case is wrong."""
+    from dit_accel.kernels.hopper_proof import prove
+
+    try:
+        return prove()
+    except Exception as error:  # compilers fail in many ways
+        return f"its self-test failed: {type(error).__name__}: {error}"
+
+
+def hopper_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
+    batch, length, heads, dim = q.shape
+    lists = work_lists(plan, batch, heads)
+    out = torch.empty_like(q)
+    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
+    if not plan.covers_queries:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    mask = plan.token_mask if plan.list_kinds.partial else None
+    views = [view(x) for x in (q, k, v, out)]
+    box, grid = plan.box, plan.grid or (1, 1, 1)
+    runs = box is None or plan.q_length != math.prod(grid)
+    q_box = (1, 1, 64) if box is None else halved(box)
+    k_box = (1, 1, plan.block_k) if box is None else box if plan.block_k == 128 else q_box
+    rows = (64, plan.block_k, plan.block_k, 64)
+    run_views = [w.runs(n) for w, n in zip(views, rows, strict=True)]
+    box_views = run_views
+    if box is not None:
+        shapes = (q_box, k_box, k_box, q_box)
+        box_views = [w.boxes(grid, plan.video_start, s) for w, s in zip(views, shapes, strict=True)]
+    config = CONFIGS[dim]
+    programs = min(_processors(q.device), len(lists.items))
+    if programs == 0:
+        return out, lse if return_lse else None
+    with torch.cuda.device_of(q):
+        hopper_kernel.forward[(programs,)](
+            *box_views, *(run_views if runs else box_views), out, lse,
+            lists.items, lists.q_codes, plan.q_blocks.lengths, lists.codes, lists.metas,
+            lists.bares, lists.totals, lists.items if mask is None else mask.packed,
+            len(lists.items), plan.q_blocks.count, heads, heads // k.shape[2],
+            _step(lists.totals, 0), _step(lists.totals, 1), lists.codes.shape[-1],
+            _step(plan.q_blocks.lengths, 0), lse.stride(0), lse.stride(1),
+            *(step for w in views for step in w.steps),
+            out.stride(0), out.stride(1), out.stride(2),
+            *grid, plan.video_start, scale * LOG2_E,
+            D=dim, KB=plan.block_k, NSUB=128 // plan.block_k, STAGES=config.stages,
+            Q_BOX=q_box, K_BOX=k_box, SPLIT=_split(box), BOXES=box is not None, RUNS=runs,
+            PARTIAL=mask is not None, RULE=RULES[mask.name if mask else "box"],
+            REGISTERS=config.registers, FEEDER=config.feeder, num_warps=4, maxnreg=168,
+        )  # fmt: skip
+    return out, lse if return_lse else None
+
+
+def _split(box: tuple[int, int, int] | None) -> int:
+    """How far apart the codes of a block's two halves are."""
+    if box is None:
+        return 64
+    half = halved(box)
+    return packed(tuple(h if h < b else 0 for h, b in zip(half, box, strict=True)))  # type: ignore[arg-type]
+
+
+def _step(table: Tensor, dim: int) -> int:
+    return table.stride(dim) if table.shape[dim] > 1 else 0
