@@ -178,23 +178,23 @@ def _masked(
 
 
 @gluon.jit
-def _softmax(s0, s1, m, l, scale, NSUB: gl.constexpr, SAFE: gl.constexpr):
+def _softmax(s0, s1, top, sums, scale, NSUB: gl.constexpr, SAFE: gl.constexpr):
     """One online step: (p0, p1, new maximum, new sum, factor of what came before), base 2."""
     highest = gl.max(s0, axis=1)
     if NSUB == 2:
         highest = gl.maximum(highest, gl.max(s1, axis=1))
-    new = gl.maximum(m, highest * scale)
+    new = gl.maximum(top, highest * scale)
     base = new
     if SAFE:  # rows that have seen no key yet
         base = gl.where(new == float("-inf"), 0.0, new)
-    alpha = gl.exp2(m - base)
+    alpha = gl.exp2(top - base)
     p0 = gl.exp2(s0 * scale - gl.expand_dims(base, 1))
-    l = l * alpha + gl.sum(p0, axis=1)
+    sums = sums * alpha + gl.sum(p0, axis=1)
     p1 = p0
     if NSUB == 2:
         p1 = gl.exp2(s1 * scale - gl.expand_dims(base, 1))
-        l += gl.sum(p1, axis=1)
-    return p0, p1, new, l, alpha
+        sums += gl.sum(p1, axis=1)
+    return p0, p1, new, sums, alpha
 
 
 @gluon.jit
@@ -209,8 +209,8 @@ def _attend(
     dtype: gl.constexpr = k_s.dtype
     zero = gl.zeros([64, KB], gl.float32, S_L)
     acc = gl.zeros([64, D], gl.float32, O_L)
-    m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S_L))
-    l = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S_L))
+    top = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S_L))
+    sums = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S_L))
     mbarrier.wait(q_full, done & 1)
     stage = tile % STAGES
     mbarrier.wait(k_full.index(stage), (tile // STAGES) & 1)
@@ -232,7 +232,7 @@ def _attend(
             s1 = _masked(s1, gl.load(at + 1), gl.load(meta_at + 1), row_t, row_h, row_w,
                          grid_t, grid_h, grid_w, params, KB, K_BOX, S_L, BOXES, RUNS, PARTIAL,
                          RULE)  # fmt: skip
-    p0, p1, m, l, alpha = _softmax(s0, s1, m, l, scale, NSUB, True)
+    p0, p1, top, sums, alpha = _softmax(s0, s1, top, sums, scale, NSUB, True)
     w0 = gl.convert_layout(p0.to(dtype), P_L)
     if NSUB == 2:
         w1 = gl.convert_layout(p1.to(dtype), P_L)
@@ -271,7 +271,7 @@ def _attend(
                     s1 = _masked(s1, gl.load(at + t * 2 + 1), gl.load(meta_at + t * 2 + 1),
                                  row_t, row_h, row_w, grid_t, grid_h, grid_w, params,
                                  KB, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
-            p0, p1, m, l, alpha = _softmax(s0, s1, m, l, scale, NSUB, pass_ == 1)
+            p0, p1, top, sums, alpha = _softmax(s0, s1, top, sums, scale, NSUB, pass_ == 1)
             acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(v_free.index(before), count=1)
             acc = acc * gl.expand_dims(gl.convert_layout(alpha, gl.SliceLayout(1, O_L)), 1)
@@ -287,7 +287,7 @@ def _attend(
         acc = warpgroup_mma(w1, v_s.index(stage * NSUB + 1), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(v_free.index(stage), count=1)
-    return acc, m, l
+    return acc, top, sums
 
 
 @gluon.jit
@@ -345,17 +345,17 @@ def _consume(
         if total > 0:
             at = codes + place.to(gl.int64) * width
             meta_at = metas + place.to(gl.int64) * width
-            acc, m, l = _attend(
+            acc, top, sums = _attend(
                 q_s, k_s, v_s, q_full, q_free, k_full, k_free, v_full, v_free, done, tile,
                 bare, total, at, meta_at, row_t, row_h, row_w, grid_t, grid_h, grid_w, params,
                 scale, D, KB, NSUB, STAGES, K_BOX, BOXES, RUNS, PARTIAL, RULE, S_L, O_L, P_L,
             )  # fmt: skip
             tile += total
             done += 1
-            seen = l > 0
-            l = gl.where(l == 0, 1.0, l)  # NaN stays
-            lse = gl.where(seen | (l != l), (m + gl.log2(l)) * LN_2, float("-inf"))
-            acc = acc * gl.expand_dims(gl.convert_layout(1.0 / l, gl.SliceLayout(1, O_L)), 1)
+            seen = sums > 0
+            sums = gl.where(sums == 0, 1.0, sums)  # NaN stays
+            lse = gl.where(seen | (sums != sums), (top + gl.log2(sums)) * LN_2, float("-inf"))
+            acc = acc * gl.expand_dims(gl.convert_layout(1.0 / sums, gl.SliceLayout(1, O_L)), 1)
         out = acc.to(q_s.dtype)
         if whole:
             tma.store_wait(0)

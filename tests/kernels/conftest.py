@@ -225,3 +225,35 @@ def random_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
         return plan.validate().to(device), mask
 
     return make
+
+
+@pytest.fixture
+def runs_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
+    """A plan over runs of consecutive tokens with random lists, and its mask by enumeration."""
+
+    def make(
+        q_lengths: list[int],
+        k_lengths: list[int],
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        keep: float = 0.5,
+        block_k: int = 128,
+        seed: int = 0,
+    ) -> tuple[Any, Mask]:
+        from dit_accel.kernels.plan import BlockPlan, BlockTable, lists_from_mask
+
+        generator = torch.Generator().manual_seed(seed)
+        shape = (batch, heads, len(q_lengths), len(k_lengths))
+        visible = torch.rand(shape, generator=generator) < keep
+        tables = []
+        for lengths in (q_lengths, k_lengths):
+            sizes = torch.tensor(lengths, dtype=torch.int32)
+            tables.append(BlockTable(None, (sizes.cumsum(0) - sizes).int(), sizes[None]))
+        mask = visible.repeat_interleave(torch.tensor(q_lengths), 2)
+        mask = mask.repeat_interleave(torch.tensor(k_lengths), 3)
+        count, index, whole = lists_from_mask(visible, tables[1].lengths == block_k)
+        plan = BlockPlan(*tables, count, index, sum(q_lengths), sum(k_lengths), 128, block_k, whole)
+        return plan.validate().to(device), mask
+
+    return make

@@ -17,8 +17,10 @@ from dit_accel.kernels.backends import BACKENDS, available, choose, eligible
 Make = Callable[..., Any]
 
 
-def test_all_run_here() -> None:
-    assert available() == dict.fromkeys(BACKENDS)
+def test_portable_ones_run_here() -> None:
+    reasons = available()
+    assert reasons.keys() == BACKENDS.keys()
+    assert all(reasons[name] is None for name in ("triton", "torch", "reference"))
 
 
 def test_first_eligible(qkv: Make, random_plan: Make) -> None:

@@ -1,0 +1,180 @@
+"""The Hopper kernel on its GPU: boxes and runs, ragged edges, gathered blocks, token rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dit_accel.kernels.backends import BACKENDS
+from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.patterns import pattern, plan_for
+from dit_accel.kernels.patterns.sliding_tile import SlidingTile
+from dit_accel.kernels.plan import TokenMask
+from dit_accel.kernels.reference import dense_mask
+from dit_accel.layout import TokenLayout
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        BACKENDS["hopper"].machine() is not None, reason=str(BACKENDS["hopper"].machine())
+    ),
+]
+Make = Callable[..., Any]
+TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+DIMS = pytest.mark.parametrize("dim", [64, 128])
+LENGTHS = [
+    [128],
+    [1],
+    [63],
+    [64],
+    [65],
+    [127],
+    [129 - 128, 128],
+    [128, 128, 40],
+    [17, 128, 65, 1, 127, 128, 33, 64],
+    [128] * 9,
+]
+
+
+@TYPES
+@DIMS
+@pytest.mark.parametrize("block_k", [128, 64])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_runs(
+    lengths: list[int], block_k: int, dim: int, dtype: torch.dtype, qkv: Make, assert_right: Make,
+    runs_plan: Make,
+) -> None:  # fmt: skip
+    k_lengths = [min(n, block_k) for n in reversed(lengths)] + [block_k, 5]
+    plan, mask = runs_plan(lengths, k_lengths, heads=4, batch=2, block_k=block_k)
+    q, k, v = qkv(sum(lengths), sum(k_lengths), batch=2, heads=4, kv_heads=2, dim=dim, dtype=dtype)
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, mask)
+
+
+@DIMS
+def test_empty_lists_and_uncovered_rows(
+    dim: int, qkv: Make, assert_right: Make, runs_plan: Make
+) -> None:
+    plan, mask = runs_plan([128, 70, 128], [128, 30, 128], heads=2, keep=0.3, seed=3)
+    plan = replace(plan, full_count=plan.full_count.clone(), q_blocks=plan.q_blocks)
+    plan.full_count[:, :, 0] = 0
+    assert plan.unmasked_count is not None
+    plan.unmasked_count[:, :, 0] = 0
+    mask[:, :, :128] = False
+    q, k, v = qkv(326, 286, dim=dim, dtype=torch.float16)
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, mask)
+
+
+LAYOUTS = [
+    TokenLayout((4, 16, 16)),
+    TokenLayout((3, 13, 20)),
+    TokenLayout((1, 7, 5)),
+    TokenLayout((5, 11, 9), before=130),
+    TokenLayout((5, 11, 9), after=77, valid=((0, 77), (0, 3))),
+    TokenLayout((3, 9, 17), before=20, after=300, valid=((7, 300), (20, 0))),
+]
+
+
+@TYPES
+@DIMS
+@pytest.mark.parametrize("head_major", [False, True])
+@pytest.mark.parametrize("tile", [(2, 8, 8), (1, 8, 16), (4, 4, 8), (1, 1, 128)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_boxes(
+    layout: TokenLayout, tile: Any, head_major: bool, dim: int, dtype: torch.dtype, qkv: Make,
+    device: torch.device, assert_right: Make,
+) -> None:  # fmt: skip
+    batch = len(layout.valid or (0,))
+    rule = SlidingTile({"tiles": [1, 3, 1]}, list(tile))
+    plan = rule.build(layout, device, layout_kind="boxes").validate()
+    q, k, v = qkv(layout.length, batch=batch, heads=4, kv_heads=2, dim=dim, dtype=dtype)
+    if head_major:
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, dense_mask(plan, batch, 1))
+
+
+@TYPES
+@DIMS
+@pytest.mark.parametrize("layout", LAYOUTS[:2] + LAYOUTS[4:], ids=str)
+def test_token_rule(
+    layout: TokenLayout, dim: int, dtype: torch.dtype, qkv: Make, device: torch.device,
+    assert_right: Make,
+) -> None:  # fmt: skip
+    """Every second video block of a list goes under a token rule."""
+    batch = len(layout.valid or (0,))
+    plan = SlidingTile({"tiles": [3, 3, 3]}, [2, 8, 8]).build(layout, device, layout_kind="boxes")
+    assert plan.k_blocks.origins is not None
+    video = plan.k_blocks.origins[:, 0] >= 0
+    rows = torch.arange(plan.full_count.shape[-1], device=device)[:, None]
+    index, count = plan.full_index, plan.full_count
+    listed = torch.arange(index.shape[-1], device=device) < count[..., None]
+    moved = listed & video[index.long()] & video[rows] & (index % 2 == 1)
+    short = plan.k_blocks.lengths.min(0).values[index.long()] < 128
+    order = (moved | ~listed).int() * 2 + (short & ~moved).int()
+    full = index.gather(-1, order.argsort(-1, stable=True))
+    partial = index.gather(-1, (~moved).int().argsort(-1, stable=True))
+    coords = torch.cartesian_prod(*(torch.arange(n) for n in layout.grid)).int()
+    coords = torch.cat(
+        [torch.zeros(layout.before, 3), coords, torch.zeros(layout.after, 3)]
+    ).int().to(device)  # fmt: skip
+    plan = replace(
+        plan,
+        full_count=(listed & ~moved).sum(-1).int(),
+        full_index=full.contiguous(),
+        unmasked_count=(listed & ~moved & ~short).sum(-1).int(),
+        partial_count=moved.sum(-1).int(),
+        partial_index=partial.contiguous(),
+        token_mask=TokenMask("box", (1, 5, 6), coords, coords),
+        kinds=None,
+    ).validate()
+    q, k, v = qkv(layout.length, batch=batch, heads=2, dim=dim, dtype=dtype)
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, dense_mask(plan, batch, 1))
+
+
+def test_slices_of_fused_projections(qkv: Make, device: torch.device, assert_right: Make) -> None:
+    layout = TokenLayout((3, 13, 20))
+    plan = plan_for(layout, pattern("sliding_tile"), device, layout_kind="boxes")
+    fused = torch.randn(1, layout.length, 3, 2, 128, device=device).bfloat16()
+    q, k, v = fused.unbind(2)
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, dense_mask(plan, 1, 1))
+
+
+def test_neighbours_bytes_stay(qkv: Make, runs_plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output lies inside larger memory of sentinels: not one of them changes."""
+    plan, _ = runs_plan([65, 127, 1, 128, 20], [64, 40], heads=2, keep=1.1)
+    q, k, v = qkv(341, 104, dim=128, dtype=torch.bfloat16)
+    expected = block_sparse_attention(q, k, v, plan, backend="hopper")
+    memory = torch.full((1, 341 + 256, 2, 128), 7.0, dtype=q.dtype, device=q.device)
+    monkeypatch.setattr(torch, "empty_like", lambda *_: memory[:, 128:-128])
+    out = block_sparse_attention(q, k, v, plan, backend="hopper")
+    assert torch.equal(out, expected)
+    memory[:, 128:-128] = 7.0
+    assert (memory == 7.0).all()
+
+
+def test_nan_and_inf_end(qkv: Make, runs_plan: Make) -> None:
+    plan, mask = runs_plan([128, 128], [128, 128], heads=1, keep=1.1)
+    q, k, v = qkv(256, heads=1, dim=128, dtype=torch.bfloat16)
+    q[0, 3] = torch.nan
+    v[0, 200, 0, 5] = torch.inf
+    out = block_sparse_attention(q, k, v, plan, backend="hopper")
+    assert out[0, 3].isnan().all() and out[0, 4, 0, :5].isfinite().all()
+    assert out[0, 4, 0, 5].isinf()
+
+
+def test_same_bits(qkv: Make, device: torch.device) -> None:
+    layout = TokenLayout((9, 24, 24), after=50)
+    plan = plan_for(layout, pattern("sliding_tile"), device, layout_kind="boxes")
+    q, k, v = qkv(layout.length, heads=6, dim=128, dtype=torch.bfloat16)
+    first = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    for _ in range(3):
+        again = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
