@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import dit_accel
+from dit_accel.cli.bench import bench
 from dit_accel.cli.console import guarded, out
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Faster video and image diffusion transformers by sparse and cached attention.",
 )
+app.add_typer(bench, name="bench")
 
 MODEL, SIZE, SAMPLING, RUN, OUTPUT = "Model", "Size", "Sampling", "How it runs", "Output"
 
