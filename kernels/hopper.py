@@ -141,7 +141,7 @@ def _work_lists(plan: BlockPlan, batch: int, heads: int) -> WorkLists:
 
 def _items(totals: Tensor, batch: int, heads: int) -> Tensor:
     """int32 [batch * heads * NQ]: (sample, head, block) as one number."""
-    order = totals.argsort(-1, descending=True, stable=True)
+    order = totals.argsort(dim=-1, descending=True, stable=True)
     lines = torch.arange(batch * heads, device=totals.device).view(batch, heads, 1)
     return (order + lines * totals.shape[-1]).reshape(-1).int()
 
