@@ -11,16 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_accel.errors import unknown
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.reference import reference_attention
 from dit_accel.kernels.torch_backend import torch_attention
 
-# (q, k, v [B, S, H, D], plan, scale, return_lse) -> (out [B, Lq, H, D], LSE [B, H, Lq] or None)
+# (q, k, v [B, S, H, D], plan, scale, return_lse, pooled) -> (out [B, Lq, H, D], LSE [B, H, Lq] or
+# None)
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = (32, 256)
@@ -73,12 +76,10 @@ def _triton_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None
     return None
 
 
-def _triton_forward(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def _triton_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
     from dit_accel.kernels.triton_forward import triton_attention
 
-    return triton_attention(q, k, v, plan, scale, return_lse)
+    return triton_attention(*call)
 
 
 HOPPER_TRITON = ((3, 6), (3, 9))
@@ -110,25 +111,24 @@ def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None
 
 
 def _hopper_forward(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool = False,
+    pooled: PooledKeys | None = None,  # its lists are empty, or `obstacle` would have said so
 ) -> tuple[Tensor, Tensor | None]:
     from dit_accel.kernels.hopper import hopper_attention
 
     return hopper_attention(q, k, v, plan, scale, return_lse)
 
 
-def _reference_forward(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    out, lse = reference_attention(q, k, v, plan, scale)
-    return out, lse if return_lse else None
-
-
 BACKENDS: dict[str, Backend] = {
     "hopper": Backend(_hopper_forward, _hopper_machine, _hopper_call),
     "triton": Backend(_triton_forward, _triton_machine, _triton_call),
     "torch": Backend(torch_attention, lambda: None, lambda q, k, v, plan: None),
-    "reference": Backend(_reference_forward, lambda: None, lambda q, k, v, plan: None),
+    "reference": Backend(reference_attention, lambda: None, lambda q, k, v, plan: None),
 }
 AUTOMATIC = ("hopper", "triton", "torch")
 

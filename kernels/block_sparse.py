@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.backends import BACKENDS, choose, eligible
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.pooling import PooledKeys
 
 Layout = Literal["bshd", "bhsd"]
 
@@ -24,6 +26,7 @@ def block_sparse_attention(
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
     layout: Layout = ...,
+    pooled: PooledKeys | None = ...,
 ) -> Tensor: ...
 
 
@@ -38,6 +41,7 @@ def block_sparse_attention(
     return_lse: Literal[True],
     backend: str | None = ...,
     layout: Layout = ...,
+    pooled: PooledKeys | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -51,20 +55,26 @@ def block_sparse_attention(
     return_lse: bool = False,
     backend: str | None = None,
     layout: Layout = "bshd",
+    pooled: PooledKeys | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over the token pairs that `plan` keeps.
 
     q: [B, Lq, H, D]; k, v: [B, Lk, Hkv, D] with H a multiple of Hkv (query head h reads key head
     h // (H / Hkv)). float16, bfloat16 or float32, any strides; with layout "bhsd" dimensions 1 and
     2 change places. Nothing is copied.
+    pooled: keys that stand for many (always [B, NP, Hkv, D]), where the plan lists any.
     scale: D ** -0.5 unless given. backend: a name of `backends.BACKENDS`; None takes the first
     that can run the call.
 
     Returns the output, in q's layout and type, and with return_lse the natural log-sum-exp of
     each row, float32 [B, H, Lq]. Rows without keys are 0 with LSE -inf.
 
+    A call over other keys of the same queries continues this one: `merge.merge` of the two results
+    is the result over both. So a softmax that starts from a state (m, l, acc) is a merge with
+    out = acc / l and LSE = m + ln l.
+
     Raises DitAccelError if the tensors do not fit together or the plan, or if the named backend
-    cannot run the call.
+    cannot run the call. Numbers within the plan are checked by `plan.validate()`, on request.
     """
     if layout not in ("bshd", "bhsd"):
         raise DitAccelError(f"layout: expected 'bshd' or 'bhsd', got {layout!r}.")
@@ -74,12 +84,13 @@ def block_sparse_attention(
     if layout == "bhsd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     _check(q, k, v, plan)
+    _check_pooled(q, k, plan, pooled)
     chosen = choose(q, k, v, plan) if backend is None else backend
     reason = eligible(chosen, q, k, v, plan)
     if reason is not None:
         raise DitAccelError(f"backend {chosen!r} cannot run this call: {reason}.")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = BACKENDS[chosen].forward(q, k, v, plan, scale, return_lse)
+    out, lse = BACKENDS[chosen].forward(q, k, v, plan, scale, return_lse, pooled)
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return out if lse is None else (out, lse)
@@ -110,3 +121,37 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
         raise DitAccelError(f"plan: expected one for batch 1 or {batch}, got {plan.batch}.")
     if plan.heads not in (1, heads):
         raise DitAccelError(f"plan: expected one for 1 or {heads} heads, got {plan.heads}.")
+
+
+def _check_pooled(q: Tensor, k: Tensor, plan: BlockPlan, pooled: PooledKeys | None) -> None:
+    if (pooled is None) != (plan.pooled_count is None):
+        given, lists = "none" if pooled is None else "some", "no" if pooled is not None else "its"
+        raise DitAccelError(
+            f"pooled: expected pooled keys exactly where the plan has lists of them, got {given} "
+            f"with {lists} lists."
+        )
+    if pooled is None:
+        return
+    expected = (q.shape[0], pooled.count, k.shape[2], q.shape[3])
+    for name, tensor in (("key", pooled.key), ("value", pooled.value)):
+        if tensor.shape != expected:
+            raise DitAccelError(
+                f"pooled.{name}: expected (batch, pooled keys, key heads, head_dim) = {expected}, "
+                f"got {tuple(tensor.shape)}."
+            )
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise DitAccelError(
+                f"pooled.{name}: expected {q.dtype} on {q.device} like q, "
+                f"got {tensor.dtype} on {tensor.device}."
+            )
+    logs = pooled.log_count
+    if logs.ndim != 2 or logs.shape[0] not in (1, q.shape[0]):
+        raise DitAccelError(
+            f"pooled.log_count: expected shape (1 or {q.shape[0]}, {pooled.count}), "
+            f"got {tuple(logs.shape)}."
+        )
+    if logs.dtype != torch.float32 or logs.device != q.device or not logs.is_contiguous():
+        raise DitAccelError(
+            f"pooled.log_count: expected contiguous torch.float32 on {q.device}, "
+            f"got {logs.dtype} on {logs.device}."
+        )

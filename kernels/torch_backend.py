@@ -3,7 +3,8 @@
 Query blocks that visit the same key blocks become one group; groups of equal (queries, keys)
 lengths run as one batched call. The tokens of a group are gathered in raster order straight from
 the caller's tensors, so runs that need no gathering (all keys, consecutive tokens) are views.
-Which tokens make up each group is worked out once per plan, on the host.
+Which tokens make up each group is worked out once per plan, on the host. Groups that see pooled
+keys have these gathered behind their own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.pooling import PooledKeys
 
 # Gathered keys and values of one batched call, bytes: within a CPU's caches; on a GPU large enough
 # to fill it, small beside the caller's own tensors.
@@ -34,6 +36,7 @@ class _Bucket:
 
     queries, keys: int32 [G, n] raster tokens, or a slice where G is 1 and they are consecutive.
     full: bool [G, nk], keys that need no token mask; None where no key does.
+    pooled: int32 [G, np], pooled keys, which stand after the others; None where there are none.
     """
 
     samples: slice
@@ -44,13 +47,20 @@ class _Bucket:
     queries: Tokens
     keys: Tokens
     full: Tensor | None
+    pooled: Tensor | None = None
 
 
 _BUCKETS: WeakKeyDictionary[BlockPlan, list[_Bucket]] = WeakKeyDictionary()
 
 
 def torch_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool = False,
+    pooled: PooledKeys | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD.
 
@@ -69,10 +79,18 @@ def torch_attention(
             kv_heads = slice(bucket.heads.start // shared, bucket.heads.start // shared + 1)
         query = q[bucket.samples, :, bucket.heads]
         key, value = k[bucket.samples, :, kv_heads], v[bucket.samples, :, kv_heads]
+        more = None
+        if pooled is not None and bucket.pooled is not None:
+            logs = pooled.log_count
+            more = PooledKeys(
+                pooled.key[bucket.samples, :, kv_heads],
+                pooled.value[bucket.samples, :, kv_heads],
+                logs[bucket.samples] if len(logs) > 1 else logs,
+            )
         target = out[bucket.samples, :, bucket.heads]
         target_lse = None if lse is None else lse[bucket.samples, bucket.heads]
         for part in _chunks(bucket, key, limit):
-            _attend(query, key, value, plan, part, scale, target, target_lse)
+            _attend(query, key, value, plan, part, scale, target, target_lse, more)
     return out, lse
 
 
@@ -85,18 +103,26 @@ def _attend(
     scale: float,
     out: Tensor,
     lse: Tensor | None,
+    pooled: PooledKeys | None,
 ) -> None:
-    if part.n_keys == 0:
+    if part.n_keys == 0 and part.pooled is None:
         _put(out, part.queries, torch.zeros((), dtype=out.dtype, device=out.device))
         return
     query = _take(q, part.queries, part.groups)  # [B * G, H, nq, D]
     key, value = (_take(x, part.keys, part.groups) for x in (k, v))
+    bias = None
+    if pooled is not None and part.pooled is not None:
+        key, value = (
+            torch.cat([x, _take(y, part.pooled, part.groups)], 2)
+            for x, y in ((key, pooled.key), (value, pooled.value))
+        )
+        bias = pooled.log_count[:, part.pooled.long()].expand(len(q), -1, -1).flatten(0, 1)
     if key.shape[1] != query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
     mask = _token_mask(plan, part, q)
     row_lse: Tensor | None = None
-    if lse is not None:
-        result, row_lse = _with_lse(query, key, value, mask, scale)
+    if lse is not None or bias is not None:  # F.sdpa would round the bias to the type of q
+        result, row_lse = _with_lse(query, key, value, mask, scale, bias)
     else:
         result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         if mask is not None:
@@ -111,15 +137,21 @@ def _attend(
 
 
 def _with_lse(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention written out, a few rows at a time, for the LSE that F.sdpa keeps back."""
+    """Softmax attention written out, a few rows at a time, for the LSE that F.sdpa keeps back.
+
+    bias: float32 [B, np], added to the scores of the last np keys, which the mask leaves alone.
+    """
     step = max(16, (64 << 20) // (q.shape[0] * q.shape[1] * k.shape[2] * 4))
     outs, sums = [], []
     for rows in range(0, q.shape[2], step):
         scores = q[:, :, rows : rows + step].float() @ k.float().mT * scale
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, :, rows : rows + step], -torch.inf)
+            some = scores[..., : mask.shape[-1]]
+            some.masked_fill_(~mask[:, :, rows : rows + step], -torch.inf)
+        if bias is not None:
+            scores[..., -bias.shape[-1] :] += bias[:, None, None]
         lse = scores.logsumexp(-1)
         finite = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
         outs.append(((scores - finite).exp() @ v.float()).to(q.dtype))
@@ -132,7 +164,7 @@ def _take(x: Tensor, tokens: Tokens, groups: int) -> Tensor:
     if isinstance(tokens, slice):
         return x[:, tokens].transpose(1, 2)
     rows = _along_tokens(x, lambda y, dim: y.index_select(dim, tokens.flatten()))
-    return rows.unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)
+    return rows.unflatten(1, tokens.shape).flatten(0, 1).transpose(1, 2)
 
 
 def _along_tokens(x: Tensor, pick) -> Tensor:  # type: ignore[no-untyped-def]
@@ -166,7 +198,8 @@ def _token_mask(plan: BlockPlan, part: _Bucket, q: Tensor) -> Tensor | None:
 def _chunks(bucket: _Bucket, k: Tensor, limit: int) -> Iterator[_Bucket]:
     """The bucket in parts whose gathered keys and values stay within `limit` bytes."""
     batch, _, heads, dim = k.shape
-    each = 2 * batch * max(1, bucket.n_keys) * heads * dim * k.element_size()
+    extra = 0 if bucket.pooled is None else bucket.pooled.shape[1]
+    each = 2 * batch * max(1, bucket.n_keys + extra) * heads * dim * k.element_size()
     some = max(1, limit // each)
     if bucket.groups <= some:
         yield bucket
@@ -185,6 +218,7 @@ def _chunks(bucket: _Bucket, k: Tensor, limit: int) -> Iterator[_Bucket]:
             queries,
             bucket.keys[rows],
             full,
+            None if bucket.pooled is None else bucket.pooled[rows],
         )
 
 
@@ -201,6 +235,7 @@ def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
         for count, index in (
             (plan.full_count, plan.full_index),
             (plan.partial_count, plan.partial_index),
+            (plan.pooled_count, plan.pooled_index),
         )
     ]
     tables = [_host_table(table) for table in (plan.q_blocks, plan.k_blocks)]
@@ -208,10 +243,10 @@ def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
     for sample in range(samples):
         for head in range(plan.heads):
             row = (sample if plan.full_count.shape[0] > 1 else 0, head)
-            groups: dict[tuple[bytes, bytes], list[int]] = {}
+            groups: dict[tuple[bytes, ...], list[int]] = {}
             for block in range(plan.q_blocks.count):
-                full, partial = (_entries(pair, (*row, block)) for pair in lists)
-                groups.setdefault((full.tobytes(), partial.tobytes()), []).append(block)
+                seen = tuple(_entries(pair, (*row, block)).tobytes() for pair in lists)
+                groups.setdefault(seen, []).append(block)
             yield from _stacked(
                 groups,
                 tables,
@@ -229,7 +264,7 @@ def _entries(pair: tuple[Host, Host] | None, row: tuple[int, int, int]) -> Host:
 
 
 def _stacked(
-    groups: dict[tuple[bytes, bytes], list[int]],
+    groups: dict[tuple[bytes, ...], list[int]],
     tables: list[tuple[Host, Host, Host]],
     sample: int,
     device: torch.device,
@@ -237,18 +272,20 @@ def _stacked(
     heads: slice,
 ) -> Iterator[_Bucket]:
     """Groups with the same numbers of queries and keys, together."""
-    alike: dict[tuple[int, int, bool], list[tuple[Host, Host, Host]]] = {}
-    for (full, partial), blocks in groups.items():
+    alike: dict[tuple[int, ...], list[tuple[Host, Host, Host, Host]]] = {}
+    for (full, partial, pooled), blocks in groups.items():
         queries = _tokens(tables[0], sample, np.array(blocks))
         sure = _tokens(tables[1], sample, np.frombuffer(full, np.int32))
         masked = _tokens(tables[1], sample, np.frombuffer(partial, np.int32))
+        more = np.frombuffer(pooled, np.int32)
         keys = np.concatenate([sure, masked])
         flags = np.arange(len(keys)) < len(sure)
         by_token = np.argsort(keys, kind="stable")
         if len(queries):
-            shape = (len(queries), len(keys), len(masked) > 0)
-            alike.setdefault(shape, []).append((np.sort(queries), keys[by_token], flags[by_token]))
-    for (n_queries, n_keys, masked_any), members in alike.items():
+            shape = (len(queries), len(keys), len(masked) > 0, len(more))
+            rows = (np.sort(queries), keys[by_token], flags[by_token], more)
+            alike.setdefault(shape, []).append(rows)
+    for (n_queries, n_keys, masked_any, extra), members in alike.items():
         stacked = [np.stack(column) for column in zip(*members, strict=True)]
         yield _Bucket(
             samples,
@@ -259,6 +296,7 @@ def _stacked(
             _as_tokens(stacked[0], device),
             _as_tokens(stacked[1], device),
             torch.from_numpy(stacked[2]).to(device) if masked_any else None,
+            torch.from_numpy(stacked[3]).to(device) if extra else None,
         )
 
 

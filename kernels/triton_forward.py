@@ -7,14 +7,14 @@ are scaled by 2^(m - m'). At the end out = acc / l and LSE = (m + log2 l) ln 2; 
 is 0 with LSE -inf.
 
 Rows are gathered and scattered through the tables' `order`: nothing is permuted in memory. A full
-list has its whole blocks first: they run without any length mask. Short blocks add a bias of 0 or
--inf per key; partial blocks evaluate the token mask on the tokens' coordinates. Stores are masked
-to the block's own rows.
+list has its whole blocks first: they run without any length mask, and where blocks are consecutive
+tokens and the hardware has TMA, as boxes of a tensor descriptor over [B, Lk, Hkv, D]. Short blocks
+mask the keys past their length; partial blocks evaluate the token mask on the tokens' coordinates.
+Pooled keys are gathered BN at a time, with a bias of their own. Stores are masked to the block's
+own rows.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -22,7 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.triton_masks import MASK_FUNCTIONS, load_params
+from dit_accel.kernels.triton_steps import boxable, describe, machine_of, padded_dim, pick_config
 
 LOG2_E = 1.4426950408889634
 
@@ -37,50 +39,55 @@ def _tokens(order, positions, inside, HAS_ORDER: tl.constexpr):
 
 
 @triton.jit
-def _visit(
-    acc, top, total, q, first, stop, index,
-    k_ptr, v_ptr, k_order, k_starts, k_lengths,
+def _online(acc, top, total, s, v):
+    """One step of the online softmax; s [BM, BN] in base 2, masked pairs -inf."""
+    highest = tl.maximum(top, tl.max(s, 1))
+    # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    alpha = tl.exp2(top - base)
+    p = tl.exp2(s - base[:, None])
+    total = total * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    return acc, highest, total
+
+
+@triton.jit
+def _visit_whole(
+    acc, top, total, q, stop, index, k_desc, v_desc,
+    k_ptr, v_ptr, k_order, k_starts, sample, kv_head,
     stride_kn, stride_kd, stride_vn, stride_vd, scale,
-    qt, qh, qw, k_coords, params,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_ORDER: tl.constexpr, MASK_LENGTH: tl.constexpr, MASK_TOKENS: tl.constexpr,
-    MASK_FN: tl.constexpr,
+    HAS_ORDER: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     dims = tl.arange(0, DP)
     columns = tl.arange(0, BN)
-    for step in range(first * SPLITS, stop * SPLITS):
-        block = tl.load(index + step // SPLITS)
-        part = (step % SPLITS) * BN
-        start = tl.load(k_starts + block) + part
-        inside = columns < BN
-        if MASK_LENGTH:
-            inside = columns < tl.load(k_lengths + block) - part
-        keys = _tokens(k_order, start + columns, inside, HAS_ORDER)  # [BN]
-        k_at = k_ptr + keys[:, None] * stride_kn + dims[None, :] * stride_kd
-        v_at = v_ptr + keys[:, None] * stride_vn + dims[None, :] * stride_vd
-        if MASK_LENGTH or DP != D:
-            held = inside[:, None] & (dims < D)[None, :]
-            k = tl.load(k_at, mask=held, other=0.0)  # [BN, DP]
-            v = tl.load(v_at, mask=held, other=0.0)  # [BN, DP]
+    # Where the next step starts is loaded one step ahead: it costs two dependent loads, and read in
+    # time it would cost the pipeline a stage of keys and values.
+    ahead = 0
+    if stop > 0:
+        ahead = tl.load(k_starts + tl.load(index))
+    for step in range(0, stop * SPLITS):
+        start = ahead + (step % SPLITS) * BN
+        later = tl.minimum(step + 1, stop * SPLITS - 1) // SPLITS
+        ahead = tl.load(k_starts + tl.load(index + later))
+        if TMA:
+            k = k_desc.load([sample, start, kv_head, 0]).reshape(BN, DP)
+            v = v_desc.load([sample, start, kv_head, 0]).reshape(BN, DP)
         else:
-            k = tl.load(k_at)
-            v = tl.load(v_at)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BM, BN]
-        if MASK_LENGTH:
-            s += tl.where(inside, 0.0, float("-inf"))[None, :]
-        if MASK_TOKENS:
-            at = k_coords + keys * 3
-            kt, kh, kw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-            kept = MASK_FN(
-                qt[:, None], qh[:, None], qw[:, None],
-                kt[None, :], kh[None, :], kw[None, :], load_params(params),
-            )  # fmt: skip
-            s = tl.where(kept, s, float("-inf"))
-        highest = tl.maximum(top, tl.max(s, 1))
-        # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        alpha = tl.exp2(top - base)
-        p = tl.exp2(s - base[:, None])
+            keys = _tokens(k_order, start + columns, columns < BN, HAS_ORDER)  # [BN]
+            k_at = k_ptr + keys[:, None] * stride_kn + dims[None, :] * stride_kd
+            v_at = v_ptr + keys[:, None] * stride_vn + dims[None, :] * stride_vd
+            if DP != D:
+                k = tl.load(k_at, mask=(dims < D)[None, :], other=0.0)  # [BN, DP]
+                v = tl.load(v_at, mask=(dims < D)[None, :], other=0.0)
+            else:
+                k = tl.load(k_at)
+                v = tl.load(v_at)
+        # Nothing is masked and scale >= 0, so that the maximum may be taken before scaling.
+        s = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
+        highest = tl.maximum(top, tl.max(s, 1) * scale)
+        alpha = tl.exp2(top - highest)
+        p = tl.exp2(tl.fma(s, scale, -highest[:, None]))
         total = total * alpha + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
         top = highest
@@ -88,18 +95,86 @@ def _visit(
 
 
 @triton.jit
+def _visit_masked(
+    acc, top, total, q, first, stop, index,
+    k_ptr, v_ptr, k_order, k_starts, k_lengths,
+    stride_kn, stride_kd, stride_vn, stride_vd, scale,
+    qt, qh, qw, k_coords, rule_params,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_ORDER: tl.constexpr, MASK_TOKENS: tl.constexpr, MASK_FN: tl.constexpr,
+):  # fmt: skip
+    dims = tl.arange(0, DP)
+    columns = tl.arange(0, BN)
+    for step in range(first * SPLITS, stop * SPLITS):
+        block = tl.load(index + step // SPLITS)
+        part = (step % SPLITS) * BN
+        inside = columns < tl.load(k_lengths + block) - part
+        start = tl.load(k_starts + block) + part
+        keys = _tokens(k_order, start + columns, inside, HAS_ORDER)  # [BN]
+        held = inside[:, None] & (dims < D)[None, :]
+        k = tl.load(
+            k_ptr + keys[:, None] * stride_kn + dims[None, :] * stride_kd, mask=held, other=0.0
+        )  # [BN, DP]
+        v = tl.load(
+            v_ptr + keys[:, None] * stride_vn + dims[None, :] * stride_vd, mask=held, other=0.0
+        )
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BM, BN]
+        kept = inside[None, :]
+        if MASK_TOKENS:
+            at = k_coords + keys * 3
+            kt, kh, kw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+            kept = kept & MASK_FN(
+                qt[:, None], qh[:, None], qw[:, None],
+                kt[None, :], kh[None, :], kw[None, :], load_params(rule_params),
+            )  # fmt: skip
+        s = tl.where(kept, s, float("-inf"))
+        acc, top, total = _online(acc, top, total, s, v)
+    return acc, top, total
+
+
+@triton.jit
+def _visit_pooled(
+    acc, top, total, q, stop, index, key_ptr, value_ptr, log_count,
+    stride_key_n, stride_key_d, stride_value_n, stride_value_d, scale,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    dims = tl.arange(0, DP)
+    columns = tl.arange(0, BN)
+    for first in range(0, stop, BN):
+        inside = columns < stop - first
+        keys = tl.load(index + first + columns, mask=inside, other=0).to(tl.int64)  # [BN]
+        bias = tl.load(log_count + keys, mask=inside, other=float("-inf")) * 1.4426950408889634
+        held = inside[:, None] & (dims < D)[None, :]
+        k = tl.load(
+            key_ptr + keys[:, None] * stride_key_n + dims[None, :] * stride_key_d,
+            mask=held,
+            other=0.0,
+        )  # [BN, DP]
+        v = tl.load(
+            value_ptr + keys[:, None] * stride_value_n + dims[None, :] * stride_value_d,
+            mask=held, other=0.0,
+        )  # fmt: skip
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias[None, :]
+        s = tl.where((bias > float("-inf"))[None, :], s, float("-inf"))
+        acc, top, total = _online(acc, top, total, s, v)
+    return acc, top, total
+
+
+@triton.jit
 def _forward(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, k_desc, v_desc,
     q_order, q_starts, q_lengths, k_order, k_starts, k_lengths, launch_order,
     full_count, full_index, unmasked_count, partial_count, partial_index, q_coords, k_coords,
+    pooled_count, pooled_index, pooled_key, pooled_value, log_count,
     stride_qb, stride_qm, stride_qh, stride_qd, stride_kb, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vn, stride_vh, stride_vd, stride_ob, stride_om, stride_oh, stride_od,
-    stride_lb, stride_lh, stride_q_len, stride_k_len, stride_list_b, stride_list_h,
-    full_width, partial_width, scale, heads, group, n_queries, params,
+    stride_pkb, stride_pkn, stride_pkh, stride_pkd, stride_pvb, stride_pvn, stride_pvh, stride_pvd,
+    stride_lb, stride_lh, stride_q_len, stride_k_len, stride_list_b, stride_list_h, stride_log_b,
+    full_width, partial_width, pooled_width, scale, heads, group, n_queries, rule_params,  # a kernel argument cannot be called params
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_SPLITS: tl.constexpr, K_SPLITS: tl.constexpr, Q_ORDER: tl.constexpr, K_ORDER: tl.constexpr,
     HAS_WHOLE: tl.constexpr, HAS_SHORT: tl.constexpr, HAS_PARTIAL: tl.constexpr,
-    MASK_FN: tl.constexpr,
+    HAS_POOLED: tl.constexpr, TMA: tl.constexpr, NEGATIVE: tl.constexpr, MASK_FN: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     piece = pid % Q_SPLITS
@@ -119,6 +194,8 @@ def _forward(
     q = tl.load(
         q_at + queries[:, None] * stride_qm + dims[None, :] * stride_qd, mask=held, other=0.0
     )
+    if NEGATIVE:  # (-q) k |scale| = q k scale: from here on scale >= 0
+        q = -q
     kv_head = (head // group).to(tl.int64)
     k_at = k_ptr + sample * stride_kb + kv_head * stride_kh
     v_at = v_ptr + sample * stride_vb + kv_head * stride_vh
@@ -130,42 +207,44 @@ def _forward(
     acc = tl.zeros([BM, DP], tl.float32)
     qt, qh, qw = rows, rows, rows
     alive = length > 0  # a piece past the end of a short block has nothing to do
+    whole = 0
     if HAS_WHOLE:
-        stop = tl.where(alive, tl.load(unmasked_count + row), 0)
-        acc, top, total = _visit(
-            acc, top, total, q, 0, stop, full_index + row * full_width,
-            k_at, v_at, k_order, k_starts, lengths_at,
+        whole = tl.load(unmasked_count + row)
+        acc, top, total = _visit_whole(
+            acc, top, total, q, tl.where(alive, whole, 0), full_index + row * full_width,
+            k_desc, v_desc, k_at, v_at, k_order, k_starts, sample.to(tl.int32), head // group,
             stride_kn, stride_kd, stride_vn, stride_vd, scale,
-            qt, qh, qw, k_coords, params,
-            D, DP, BN, K_SPLITS, K_ORDER, False, False, MASK_FN,
+            D, DP, BN, K_SPLITS, K_ORDER, TMA,
         )  # fmt: skip
     if HAS_SHORT:
-        first = 0
-        if HAS_WHOLE:
-            first = tl.load(unmasked_count + row)
-        stop = tl.where(alive, tl.load(full_count + row), first)
-        acc, top, total = _visit(
-            acc, top, total, q, first, stop, full_index + row * full_width,
-            k_at, v_at, k_order, k_starts, lengths_at,
-            stride_kn, stride_kd, stride_vn, stride_vd, scale,
-            qt, qh, qw, k_coords, params,
-            D, DP, BN, K_SPLITS, K_ORDER, True, False, MASK_FN,
+        acc, top, total = _visit_masked(
+            acc, top, total, q, whole, tl.where(alive, tl.load(full_count + row), whole),
+            full_index + row * full_width, k_at, v_at, k_order, k_starts, lengths_at,
+            stride_kn, stride_kd, stride_vn, stride_vd, scale, qt, qh, qw, k_coords, rule_params,
+            D, DP, BN, K_SPLITS, K_ORDER, False, MASK_FN,
         )  # fmt: skip
     if HAS_PARTIAL:
         at = q_coords + queries * 3
         qt, qh, qw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-        stop = tl.where(alive, tl.load(partial_count + row), 0)
-        acc, top, total = _visit(
-            acc, top, total, q, 0, stop, partial_index + row * partial_width,
-            k_at, v_at, k_order, k_starts, lengths_at,
-            stride_kn, stride_kd, stride_vn, stride_vd, scale,
-            qt, qh, qw, k_coords, params,
-            D, DP, BN, K_SPLITS, K_ORDER, True, True, MASK_FN,
+        acc, top, total = _visit_masked(
+            acc, top, total, q, 0, tl.where(alive, tl.load(partial_count + row), 0),
+            partial_index + row * partial_width, k_at, v_at, k_order, k_starts, lengths_at,
+            stride_kn, stride_kd, stride_vn, stride_vd, scale, qt, qh, qw, k_coords, rule_params,
+            D, DP, BN, K_SPLITS, K_ORDER, True, MASK_FN,
+        )  # fmt: skip
+    if HAS_POOLED:
+        acc, top, total = _visit_pooled(
+            acc, top, total, q, tl.where(alive, tl.load(pooled_count + row), 0),
+            pooled_index + row * pooled_width,
+            pooled_key + sample * stride_pkb + kv_head * stride_pkh,
+            pooled_value + sample * stride_pvb + kv_head * stride_pvh,
+            log_count + sample * stride_log_b,
+            stride_pkn, stride_pkd, stride_pvn, stride_pvd, scale, D, DP, BN,
         )  # fmt: skip
 
-    seen = total > 0
+    seen = total != 0  # true of NaN, which must come out as NaN
     total = tl.where(seen, total, 1.0)
-    out = acc / total[:, None]
+    out = acc * (1.0 / total)[:, None]
     out_at = out_ptr + sample * stride_ob + head.to(tl.int64) * stride_oh
     tl.store(
         out_at + queries[:, None] * stride_om + dims[None, :] * stride_od,
@@ -177,49 +256,6 @@ def _forward(
     tl.store(lse_at + queries, lse, mask=inside)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Rows and keys of one step, warps and pipeline stages."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-    def shared_bytes(self, dim: int, itemsize: int) -> int:
-        """Shared memory: q, the staged k and v tiles, and p where it passes through it."""
-        tiles = (self.block_m + 2 * self.block_n * self.stages) * dim * itemsize
-        return tiles + (self.block_m * self.block_n * itemsize if itemsize == 4 else 1024)
-
-
-# (rows, keys, stages) of a step, best first; the last one fits everywhere.
-_STEPS = ((128, 64, 3), (128, 64, 2), (64, 64, 3), (64, 64, 2), (64, 32, 2),
-          (32, 32, 2), (32, 32, 1), (32, 16, 2), (32, 16, 1), (16, 16, 1))  # fmt: skip
-
-
-def pick_config(dim: int, itemsize: int, plan_blocks: tuple[int, int], shared: int) -> Config:
-    """The largest configuration for a padded head_dim that fits registers and `shared` bytes.
-
-    float32 multiplies without tensor cores, fully unrolled: larger steps spill registers.
-    """
-    wide = itemsize >= 4
-    for rows, keys, stages in _STEPS:
-        rows, keys = min(rows, plan_blocks[0]), min(keys, plan_blocks[1])
-        light = not wide and rows * dim <= 128 * 64
-        config = Config(rows, keys, 4 if light else 8, stages)
-        spills = wide and rows * keys * dim > 64 * 32 * 64
-        if not spills and config.shared_bytes(dim, itemsize) <= shared:
-            return config
-    return config
-
-
-def _shared_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1 << 30
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 1 << 16)
-
-
 @torch.library.custom_op("dit_accel::block_sparse_forward", mutates_args=())
 def block_sparse_forward(
     q: Tensor, k: Tensor, v: Tensor,
@@ -228,14 +264,16 @@ def block_sparse_forward(
     full_count: Tensor, full_index: Tensor, unmasked_count: Tensor | None,
     partial_count: Tensor | None, partial_index: Tensor | None,
     q_coords: Tensor | None, k_coords: Tensor | None,
+    pooled_count: Tensor | None, pooled_index: Tensor | None,
+    pooled_key: Tensor | None, pooled_value: Tensor | None, log_count: Tensor | None,
     scale: float, block_q: int, block_k: int, whole: bool, short: bool, covers: bool,
     mask_name: str, mask_params: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The kernel behind `triton_attention`: BlockPlan's fields, one by one.
+    """The kernel behind `triton_attention`: BlockPlan's and PooledKeys' fields, one by one.
 
     whole, short: whether any full list has entries without, with a length mask. covers: whether
     every query is in a block (else the others are set to 0 and -inf first). mask_name is empty
-    where no list has partial entries.
+    where no list has partial entries; the pooled fields are None where there are none of these.
     """
     batch, length, heads, dim = q.shape
     out = torch.empty_like(q)
@@ -243,35 +281,47 @@ def block_sparse_forward(
     if not covers:
         out.zero_()
         lse.fill_(-torch.inf)
-    padded = max(16, triton.next_power_of_2(dim))
-    config = pick_config(padded, q.element_size(), (block_q, block_k), _shared_memory(q.device))
+    whole = whole and unmasked_count is not None
     n_queries = q_starts.shape[0]
-    q_splits = block_q // config.block_m
-    programs = q_splits * n_queries * heads * batch
-    if programs == 0:
+    if n_queries * heads * batch == 0:
         return out, lse
+    padded = padded_dim(dim)
+    boxes = whole and k_order is None and boxable(k) and boxable(v)
+    config = pick_config(padded, q.element_size(), (block_q, block_k), machine_of(q.device), boxes)
+    q_splits = block_q // config.block_m
     unused = q_starts  # stands in for tables that the kernel does not read
+    descriptors = (unused, unused)
+    if config.tma:
+        descriptors = (describe(k, config.block_n, padded), describe(v, config.block_n, padded))
+    tables = (unmasked_count, partial_count, partial_index, q_coords, k_coords,
+              pooled_count, pooled_index, pooled_key, pooled_value, log_count)  # fmt: skip
     with torch.cuda.device_of(q):
-        _forward[(programs,)](
-            q, k, v, out, lse,
+        _forward[(q_splits * n_queries * heads * batch,)](
+            q, k, v, out, lse, *descriptors,
             unused if q_order is None else q_order, q_starts, q_lengths,
             unused if k_order is None else k_order, k_starts, k_lengths, launch_order,
-            full_count, full_index,
-            *(unused if x is None else x
-              for x in (unmasked_count, partial_count, partial_index, q_coords, k_coords)),
-            *q.stride(), *k.stride(), *v.stride(), *out.stride(), lse.stride(0), lse.stride(1),
+            full_count, full_index, *(unused if x is None else x for x in tables),
+            *q.stride(), *k.stride(), *v.stride(), *out.stride(),
+            *(_NO_STRIDES if pooled_key is None else pooled_key.stride()),
+            *(_NO_STRIDES if pooled_value is None else pooled_value.stride()),
+            lse.stride(0), lse.stride(1),
             _step(q_lengths, 0), _step(k_lengths, 0), _step(full_count, 0), _step(full_count, 1),
-            full_index.shape[-1], 0 if partial_index is None else partial_index.shape[-1],
-            scale * LOG2_E, heads, heads // k.shape[2], n_queries,
+            _step(log_count, 0), *(_width(x) for x in (full_index, partial_index, pooled_index)),
+            abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
             unused if mask_params is None else mask_params,
             D=dim, DP=padded, BM=config.block_m, BN=config.block_n,
             Q_SPLITS=q_splits, K_SPLITS=block_k // config.block_n,
             Q_ORDER=q_order is not None, K_ORDER=k_order is not None,
-            HAS_WHOLE=whole and unmasked_count is not None, HAS_SHORT=short,
-            HAS_PARTIAL=bool(mask_name), MASK_FN=MASK_FUNCTIONS[mask_name or "box"],
+            HAS_WHOLE=whole, HAS_SHORT=short,
+            HAS_PARTIAL=bool(mask_name), HAS_POOLED=pooled_key is not None, TMA=config.tma,
+            NEGATIVE=scale < 0,
+            MASK_FN=MASK_FUNCTIONS[mask_name or "box"],
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return out, lse
+
+
+_NO_STRIDES = (0, 0, 0, 0)
 
 
 @block_sparse_forward.register_fake
@@ -280,17 +330,28 @@ def _fake(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty((batch, heads, length), dtype=torch.float32)
 
 
-def _step(table: Tensor, dim: int) -> int:
+def _step(table: Tensor | None, dim: int) -> int:
     """Stride of a contiguous table, 0 where it is shared along `dim`."""
-    return table.stride(dim) if table.shape[dim] > 1 else 0
+    return table.stride(dim) if table is not None and table.shape[dim] > 1 else 0
+
+
+def _width(index: Tensor | None) -> int:
+    return 0 if index is None else index.shape[-1]
 
 
 def triton_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool = False,
+    pooled: PooledKeys | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
-    whole, short, partial, _ = plan.list_kinds
+    whole, short, partial, extra = plan.list_kinds
     mask = plan.token_mask if partial else None
+    more = pooled if extra else None
     out, lse = block_sparse_forward(
         q, k, v,
         plan.q_blocks.order, plan.q_blocks.starts, plan.q_blocks.lengths,
@@ -298,6 +359,9 @@ def triton_attention(
         plan.full_count, plan.full_index, plan.unmasked_count,
         plan.partial_count if mask else None, plan.partial_index if mask else None,
         mask.q_coords if mask else None, mask.k_coords if mask else None,
+        plan.pooled_count if more else None, plan.pooled_index if more else None,
+        more.key if more else None, more.value if more else None,
+        more.log_count if more else None,
         scale, plan.block_q, plan.block_k, whole, short, plan.covers_queries,
         mask.name if mask else "", mask.packed if mask else None,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,10 +65,18 @@ def qkv(device: torch.device) -> Callable[..., tuple[torch.Tensor, ...]]:
 
 @pytest.fixture
 def naive() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """Attention in float64 from a dense mask [B or 1, H or 1, Lq, Lk], one head at a time."""
+    """Attention in float64 from a dense mask [B or 1, H or 1, Lq, Lk], one head at a time.
+
+    bias [B or 1, Lk] is added to the scores.
+    """
 
     def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask, scale: float | None = None
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: Mask,
+        scale: float | None = None,
+        bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batch, lq, heads, dim = q.shape
         out = torch.zeros(batch, lq, heads, dim, dtype=torch.float64)
@@ -77,6 +86,8 @@ def naive() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
             kept = mask[b if len(mask) > 1 else 0, h if mask.shape[1] > 1 else 0]
             kv = h // (heads // k.shape[2])
             scores = q[b, :, h].double() @ k[b, :, kv].double().T * (scale or dim**-0.5)
+            if bias is not None:
+                scores = scores + bias[b if len(bias) > 1 else 0].cpu().double()
             weights = scores.exp() * kept
             total = weights.sum(-1)
             some = total > 0
@@ -98,9 +109,10 @@ def assert_right(naive: Callable[..., Any]) -> Callable[..., None]:
         v: torch.Tensor,
         mask: Mask,
         scale: float | None = None,
+        bias: torch.Tensor | None = None,
     ) -> None:
         out, lse = result
-        expected, expected_lse = naive(q, k, v, mask, scale)
+        expected, expected_lse = naive(q, k, v, mask, scale, bias)
         assert out.shape == q.shape and out.dtype == q.dtype
         assert lse.shape == expected_lse.shape and lse.dtype == torch.float32
         error = (out.double().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-9)
@@ -255,5 +267,58 @@ def runs_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
         count, index, whole = lists_from_mask(visible, tables[1].lengths == block_k)
         plan = BlockPlan(*tables, count, index, sum(q_lengths), sum(k_lengths), 128, block_k, whole)
         return plan.validate().to(device), mask
+
+    return make
+
+
+@pytest.fixture
+def random_pooled(device: torch.device) -> Callable[..., tuple[Any, Any, Mask]]:
+    """Random pooled keys, a plan with random lists of them, and whom each query row sees."""
+
+    def make(
+        plan: Any,
+        count: int,
+        *,
+        batch: int = 1,
+        kv_heads: int = 2,
+        dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+        keep: float = 0.4,
+        shared_counts: bool = True,
+        seed: int = 0,
+    ) -> tuple[Any, Any, Mask]:
+        from dit_accel.kernels.pooling import PooledKeys
+
+        generator = torch.Generator().manual_seed(seed)
+        shape = (*plan.full_count.shape, count)
+        seen = torch.rand(shape, generator=generator) < keep
+        width = max(1, int(seen.sum(-1).max()))
+        lists = torch.full((*shape[:-1], width), -7, dtype=torch.int32)  # unused entries are bad
+        mask = torch.zeros(*shape[:2], plan.q_length, count, dtype=torch.bool)
+        order = torch.arange(plan.q_length)
+        if plan.q_blocks.order is not None:
+            order = plan.q_blocks.order.cpu().long()
+        starts, lengths = plan.q_blocks.starts.tolist(), plan.q_blocks.lengths.tolist()
+        for place in itertools.product(*map(range, shape[:3])):
+            keys = seen[place].nonzero()[:, 0]
+            keys = keys[torch.randperm(len(keys), generator=generator)]
+            lists[place][: len(keys)] = keys.int()
+            b, h, i = place
+            rows = order[starts[i] : starts[i] + lengths[b if len(lengths) > 1 else 0][i]]
+            mask[b, h, rows] = seen[place]
+        plan = replace(
+            plan,
+            pooled_count=seen.sum(-1, dtype=torch.int32).to(device),
+            pooled_index=lists.to(device),
+        )
+        counts = torch.rand(1 if shared_counts else batch, count, generator=generator) * 127 + 1
+        pooled = PooledKeys(
+            *(
+                torch.randn(batch, count, kv_heads, dim, generator=generator).to(device, dtype)
+                for _ in range(2)
+            ),
+            counts.log().to(device),
+        )
+        return plan.validate(pooled), pooled, mask
 
     return make
