@@ -10,6 +10,7 @@ import typer
 
 import dit_accel
 from dit_accel.cli.bench import bench
+from dit_accel.cli.compare import compare
 from dit_accel.cli.console import guarded, out
 
 app = typer.Typer(
@@ -207,3 +208,6 @@ def doctor() -> None:
     from dit_accel.cli.doctor import examine
 
     out.print(examine())
+
+
+app.command()(guarded(compare))

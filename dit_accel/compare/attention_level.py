@@ -1,0 +1,205 @@
+"""Attention alone: relative error against density, for every compute, on a model's own q, k, v.
+
+The model runs dense; at chosen layers and moments of the run each candidate computes the same call,
+and its output is compared with dense attention's. Nothing is kept of a call but a few numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_accel.compare.probe import Capture
+from dit_accel.compare.specs import Spec
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.backends import choose
+from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.patterns import PATTERNS, Pattern, pattern, plan_for
+from dit_accel.kernels.plan import BlockPlan
+
+WINDOWS = (
+    (1.0, 0.75, 0.75),
+    (1.0, 0.5, 0.5),
+    (0.6, 0.5, 0.5),
+    (0.6, 0.35, 0.35),
+    (0.35, 0.25, 0.25),
+)
+"""Windows, as fractions of (T, H, W), that a pattern with a window is tried with by default."""
+MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Moments of the run that are looked at by default."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compute under the name that the table gives it: makes a plan for a captured call."""
+
+    name: str
+    plan: Callable[[Capture], BlockPlan]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate on one captured call.
+
+    Args:
+        error: |out - dense| / |dense| over all rows and heads (relative L2).
+        worst_head: the largest error of a single head.
+        launched_density, kept_density: of the plan, see `results.Clip`.
+    """
+
+    candidate: str
+    name: str
+    layer: int
+    step: int
+    branch: str
+    launched_density: float
+    kept_density: float
+    error: float
+    worst_head: float
+
+
+def candidates(specs: Sequence[Spec] = ()) -> list[Candidate]:
+    """Those that the specs' profiles run; without specs every pattern, at several windows."""
+    if not specs:
+        return [_candidate(name, each) for name, each in default_patterns()]
+    found = []
+    for spec in specs:
+        computes = [r.compute for r in spec.profile.rules if isinstance(r.compute, Pattern)]
+        several = len(set(computes)) > 1
+        for index, compute in enumerate(dict.fromkeys(computes)):
+            found.append(_candidate(f"{spec.name}#{index}" if several else spec.name, compute))
+    if not found:
+        names = ", ".join(spec.name for spec in specs)
+        raise DitAccelError(f"none of the profiles ({names}) runs a pattern.")
+    return found
+
+
+def default_patterns() -> list[tuple[str, Pattern]]:
+    """(name, pattern) of every registered pattern, those with a window at several windows."""
+    found: list[tuple[str, Pattern]] = []
+    for name, kind in PATTERNS.items():
+        if "window" not in {item.name for item in fields(kind)}:
+            found.append((name, pattern(name)))
+            continue
+        for window in WINDOWS:
+            spec = f"{name}:window={','.join(f'{share:g}' for share in window)}"
+            found.append((spec, pattern(name, window={"fraction": list(window)})))
+    return found
+
+
+def measure(capture: Capture, tried: Sequence[Candidate]) -> list[Row]:
+    """The rows of all candidates on one captured call."""
+    reference = _rows(capture, dense(capture))
+    return [_row(capture, candidate, reference) for candidate in tried]
+
+
+def _row(capture: Capture, candidate: Candidate, reference: Tensor) -> Row:
+    plan = candidate.plan(capture)
+    q, k, v = capture.query, capture.key, capture.value
+    backend = choose(q, k, v, plan)
+    out = block_sparse_attention(q, k, v, plan, scale=capture.scale, backend=backend)
+    assert isinstance(out, Tensor)
+    wrong = (_rows(capture, out) - reference).square().sum((0, 2))
+    norm = reference.square().sum((0, 2))
+    return Row(
+        candidate=candidate.name,
+        name=capture.name,
+        layer=capture.layer,
+        step=capture.step,
+        branch=capture.branch,
+        launched_density=plan.launched_density(backend),
+        kept_density=plan.kept_density(),
+        error=float((wrong.sum() / norm.sum()).sqrt()),
+        worst_head=float((wrong / norm).max().sqrt()),
+    )
+
+
+def dense(capture: Capture) -> Tensor:
+    """Dense attention of a captured call, [batch, tokens, heads, head_dim]."""
+    q, k, v = (t.transpose(1, 2) for t in (capture.query, capture.key, capture.value))
+    gqa = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, capture.mask, scale=capture.scale, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+def _rows(capture: Capture, output: Tensor) -> Tensor:
+    """float32 [rows, heads, head_dim] of valid tokens; what padding gives is never looked at."""
+    layout = capture.layout
+    if layout.valid is None:
+        return output.flatten(0, 1).float()
+    keep = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
+    end = layout.video_start + layout.video_length
+    for sample, (before, after) in enumerate(layout.valid):
+        keep[sample, :before] = True
+        keep[sample, layout.video_start : end + after] = True
+    return output[keep].float()
+
+
+def _candidate(name: str, compute: Pattern) -> Candidate:
+    def plan(capture: Capture) -> BlockPlan:
+        return plan_for(capture.layout, compute, capture.query.device, capture.query.shape[2])
+
+    return Candidate(name, plan)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One candidate over all captured calls: medians, and its largest error."""
+
+    candidate: str
+    calls: int
+    launched_density: float
+    kept_density: float
+    error: float
+    worst_error: float
+    worst_at: str
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """One summary per candidate, by launched density."""
+    ordered = sorted(rows, key=lambda row: row.candidate)
+    found = []
+    for name, group in groupby(ordered, key=lambda row: row.candidate):
+        members = list(group)
+        worst = max(members, key=lambda row: row.error)
+        found.append(
+            Summary(
+                candidate=name,
+                calls=len(members),
+                launched_density=statistics.median(row.launched_density for row in members),
+                kept_density=statistics.median(row.kept_density for row in members),
+                error=statistics.median(row.error for row in members),
+                worst_error=worst.error,
+                worst_at=f"{worst.name}, step {worst.step}",
+            )
+        )
+    return sorted(found, key=lambda each: (-each.launched_density, each.candidate))
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """All rows, with a header."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [item.name for item in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return out.getvalue()
+
+
+def as_json(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    """All rows and the summary; `about` says what they were measured on."""
+    data = {
+        **about,
+        "summary": [asdict(each) for each in summarise(rows)],
+        "rows": [asdict(row) for row in rows],
+    }
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"

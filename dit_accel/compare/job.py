@@ -1,0 +1,293 @@
+"""`dit-accel compare`: everything is checked first, then loaded, run and reported."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from dit_accel.cli import runtime
+from dit_accel.cli.arguments import accepted_by, call_arguments
+from dit_accel.cli.console import err, out, warn
+from dit_accel.cli.models import Model, demo_folder, find_model
+from dit_accel.compare import attention_level, tables
+from dit_accel.compare.methods import Method, choose_methods
+from dit_accel.compare.metrics import DEFAULT, check_metrics
+from dit_accel.compare.prompts import read_prompts
+from dit_accel.compare.request import Request, check, run_of
+from dit_accel.compare.results import Results
+from dit_accel.compare.specs import load_spec, split_profiles
+from dit_accel.compare.store import open_store
+from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.backends import BACKENDS
+from dit_accel.video import check_writable, replacing
+
+FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx_video": 24.0}
+SPEED_PERIOD_S = 600.0
+"""The time left is told from the speed of this many last seconds: several methods in turn."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was given; see `cli/compare.py` for what each one means."""
+
+    model: str
+    profiles: str | None
+    prompts: str | None
+    out: Path
+    call: Mapping[str, Any]
+    against: str = ""
+    seeds: str = "0"
+    metrics: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    image: Path | None = None
+    dtype: str | None = None
+    device: str | None = None
+    offload: str = "none"
+    backend: str | None = None
+    fps: float | None = None
+    repeats: int | None = None
+    error_maps: str = "first"
+    breakeven: bool | None = None
+    strict: bool = False
+    keep_going: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    layers: str | None = None
+    moments: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Options that were checked: nothing heavy has been done for them yet."""
+
+    options: Options
+    model: Model
+    pipeline_class: Any
+    device: torch.device
+    dtype: torch.dtype
+    request: Request
+
+
+def run(options: Options) -> None:
+    """Compare, print the table and write the report.
+
+    Raises DitAccelError for whatever cannot be done, before anything heavy where possible.
+    """
+    job = prepare(options)
+    methods = _methods(job)
+    run = run_of(job.request, methods, job.device, job.dtype)
+    store = open_store(options.out, run, resume=options.resume, overwrite=options.overwrite)
+    kept = len(store.clips)
+    if kept:
+        err.print(f"{kept} clips are there already and are kept.", highlight=False)
+    pipe = load(job)
+    from dit_accel.compare.page import write_page
+    from dit_accel.compare.runner import run_all
+
+    try:
+        with _watching() as watcher:
+            results = run_all(pipe, methods, job.request, store, watcher)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"what is finished is kept in {options.out}: the same command goes on."
+        ) from None
+    page = write_page(results, store.folder)
+    _show(results, page)
+
+
+def run_attention(options: Options) -> None:
+    """The table of `--attention`: printed, and written as attention.csv and attention.json."""
+    job = prepare(options)
+    specs = [
+        load_spec(each, job.model.family, options.breakeven)
+        for each in (split_profiles(options.profiles) if options.profiles else [])
+    ]
+    tried = attention_level.candidates([spec for spec in specs if spec.name != "dense"])
+    layers = None if options.layers is None else _numbers("--layers", options.layers, int)
+    moments = attention_level.MOMENTS
+    if options.moments is not None:
+        moments = tuple(_numbers("--moments", options.moments, float))
+        if not all(0 <= moment <= 1 for moment in moments):
+            raise DitAccelError(f"--moments are fractions of the run in 0..1: {options.moments}")
+    files = [options.out / "attention.csv", options.out / "attention.json"]
+    for file in files:
+        check_writable(file)
+        if file.exists() and not options.overwrite:
+            raise DitAccelError(f"{file} exists: use --overwrite, or another --out folder.")
+    pipe = load(job)
+    from dit_accel.compare.attention_run import about, tabulate
+
+    with _watching() as watcher:
+        rows = tabulate(pipe, job.request, tried, layers, moments, watcher)
+    texts = (
+        attention_level.as_csv(rows),
+        attention_level.as_json(rows, about(job.request, job.device)),
+    )
+    for file, text in zip(files, texts, strict=True):
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    out.print(tables.attention(attention_level.summarise(rows)))
+    _wrote(files)
+
+
+def prepare(options: Options) -> Job:
+    """Check the options against the machine and the model, without loading weights."""
+    seeds = _numbers("--seeds", options.seeds, int)
+    metrics = _names(options.metrics) if options.metrics is not None else list(DEFAULT)
+    check_metrics(metrics)
+    prompts = _prompts(options)
+    device = runtime.pick_device(options.device)
+    dtype = runtime.pick_dtype(options.dtype, device)
+    runtime.check_offload(options.offload, device)
+    if options.backend is not None and options.backend not in BACKENDS:
+        raise unknown("backend", options.backend, BACKENDS)
+    with err.status(Text(f"Looking at {options.model}")):
+        runtime.quiet()
+        model = find_model(options.model, options.revision)
+        pipeline_class, call = _call(options, model, prompts[0])
+    request = Request(
+        prompts=prompts,
+        seeds=list(dict.fromkeys(seeds)),
+        call=call,
+        metrics=[name for name in metrics if model.demo or options.metrics or name != "adherence"],
+        fps=options.fps or FPS.get(model.family, 16.0),
+        repeats=options.repeats,
+        error_maps=options.error_maps,
+        keep_going=options.keep_going,
+        model=options.model,
+        demo=model.demo,
+        command=shlex.join(["dit-accel", *sys.argv[1:]]),
+    )
+    check(request)
+    return Job(options, model, pipeline_class, device, dtype, request)
+
+
+def load(job: Job) -> Any:
+    """The pipeline with its weights, where it runs."""
+    with err.status(Text(f"Loading {job.model.source}")):
+        pipe = runtime.load(job.model, job.pipeline_class, job.dtype, job.options.variant)
+        runtime.place(pipe, job.device, job.options.offload)
+    return pipe
+
+
+def _call(options: Options, model: Model, prompt: str) -> tuple[Any, dict[str, Any]]:
+    """The pipeline's class, and the arguments that all its calls share."""
+    import diffusers
+
+    from dit_accel.cli.sizes import fit_sizes, skeleton
+
+    name = model.pipeline_name(with_image=options.image is not None)
+    pipeline_class = getattr(diffusers, name, None)
+    if pipeline_class is None:
+        version = diffusers.__version__
+        raise DitAccelError(f"diffusers {version} has no {name}: install the latest diffusers")
+    arguments = call_arguments(prompt, options.call, options.image, model, pipeline_class)
+    arguments = fit_sizes(skeleton(model, pipeline_class), arguments, warn)
+    arguments.pop("prompt")
+    if "frame_rate" in accepted_by(pipeline_class):
+        arguments["frame_rate"] = options.fps or FPS.get(model.family, 24.0)
+    return pipeline_class, arguments
+
+
+def _methods(job: Job) -> list[Method]:
+    options = job.options
+    return choose_methods(
+        split_profiles(options.profiles if options.profiles is not None else "dense,auto"),
+        split_profiles(options.against) if options.against else (),
+        family=job.model.family,
+        breakeven=options.breakeven,
+        strict=options.strict,
+        backend=options.backend,
+    )
+
+
+def _prompts(options: Options) -> list[str]:
+    if options.prompts is not None:
+        return read_prompts(options.prompts)
+    if options.model != "demo":
+        raise DitAccelError('--prompts is missing: give a file with one a line, or "a prompt".')
+    return read_prompts(str(demo_folder().parent / "prompts" / "demo.txt"))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    try:
+        found = [kind(part) for part in _names(text)]
+    except ValueError:
+        found = []
+    if not found:
+        example = "0,1,2" if kind is int else "0,0.5,1"
+        raise DitAccelError(f"{option} takes numbers with commas, such as {example}, not {text!r}.")
+    return found
+
+
+def _show(results: Results, page: Path) -> None:
+    """The summary, what was skipped, and hints where a profile did not do what it is for."""
+    out.print(tables.summary(results))
+    for info in results.profiles:
+        if info.skipped:
+            warn(f"{info.name} was skipped: {info.skipped}")
+    for name, hint in tables.hints(results):
+        warn(f"{name}: {hint}")
+    _wrote([page, page.with_name("results.csv"), page.with_name("results.json")])
+
+
+def _wrote(files: Sequence[Path]) -> None:
+    names = ", ".join(str(file) for file in files)
+    out.print(f"Wrote {names}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """A bar over denoising steps with the time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("Starting", total=None)
+        self._done = 0
+
+    def steps(self, total: int) -> None:
+        self._progress.update(self._task, total=self._done + total)
+
+    def at(self, text: str) -> None:
+        self._progress.update(self._task, description=text[:60])
+
+    def step(self) -> None:
+        self._done += 1
+        self._progress.advance(self._task)
+
+    def say(self, text: str) -> None:
+        warn(text)
+
+
+@contextmanager
+def _watching() -> Iterator[_Bar]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, speed_estimate_period=SPEED_PERIOD_S) as progress:
+        yield _Bar(progress)

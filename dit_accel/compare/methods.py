@@ -1,0 +1,245 @@
+"""What is compared: the stock model, our profiles, and other projects' methods, all alike."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dit_accel.api import Session, session_of
+from dit_accel.compare.external import EXTERNALS, Setting, check_parameters
+from dit_accel.compare.results import DENSE, ProfileInfo
+from dit_accel.compare.specs import Spec, load_spec, parameters_of
+from dit_accel.compare.timing import device_of
+from dit_accel.errors import DitAccelError, unknown
+from dit_accel.policy import SiteKey
+from dit_accel.profile import Profile
+from dit_accel.report import Recorder, Tally
+
+AGAIN = "dense again"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a profile's attention did in one call; see `results.Clip` for the fields."""
+
+    attention_s: float | None = None
+    compile_s: float = 0.0
+    launched_density: float | None = None
+    kept_density: float | None = None
+    density_map: list[list[float | None]] = field(default_factory=list)
+    layer_names: list[str] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """One way to run a pipeline: `with method.on(pipe, call): pipe(**call)`.
+
+    `compile_s` is what its kernels took to compile before the first call.
+    """
+
+    info: ProfileInfo
+    compile_s: float = 0.0
+
+    @abstractmethod
+    def on(self, pipe: Any, call: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """A block in which the pipeline runs this way; afterwards it is the stock one again."""
+
+    def prepare(self, setting: Setting) -> None:  # noqa: B027  (most need nothing)
+        """What must happen once, before the first call."""
+
+    def receipt(self, pipe: Any) -> Receipt:
+        """What the call that just ended did; only inside the block."""
+        return Receipt()
+
+
+class ProfileMethod(Method):
+    """A profile of ours; "dense" is the stock model under the report's clock."""
+
+    def __init__(self, spec: Spec, strict: bool | str = False, backend: str | None = None) -> None:
+        kind = "dense" if spec.name == DENSE else "profile"
+        self.info = ProfileInfo(spec.name, kind, spec.text)  # type: ignore[arg-type]
+        self.profile = spec.profile
+        self._options = {"strict": strict, "backend": backend}
+
+    @contextmanager
+    def on(self, pipe: Any, call: Mapping[str, Any]) -> Iterator[None]:
+        pipe.enable_sparse_attention(self.profile, **self._options)
+        try:
+            session = session_of(pipe)
+            session.state.recorder = CellRecorder.like(session.state.recorder)
+            self.compile_s += _warm(pipe, call)
+            yield
+        finally:
+            pipe.disable_sparse_attention()
+
+    def receipt(self, pipe: Any) -> Receipt:
+        session = session_of(pipe)
+        report = session.report()
+        recorder = session.state.recorder
+        assert isinstance(recorder, CellRecorder)
+        total = Tally()
+        for tally in recorder.cells.values():
+            total += tally
+        own = report.kinds["self"]
+        names, table = density_map(session, recorder)
+        return Receipt(
+            attention_s=report.time["attention_s"],
+            compile_s=report.time["compile_s"] or 0.0,
+            launched_density=_density(total, total.launched),
+            kept_density=_density(total, total.kept),
+            density_map=table,
+            layer_names=names,
+            calls={
+                **{name: own[name] for name in ("sparse", "reused") if own[name]},
+                **{f"dense: {why}": n for why, n in sorted(own["dense_reasons"].items())},
+            },
+        )
+
+
+class ExternalMethod(Method):
+    """A method of another project; see `external.EXTERNALS`."""
+
+    def __init__(self, name: str, label: str, parameters: dict[str, Any]) -> None:
+        self._entry = EXTERNALS[name]
+        self._parameters = parameters
+        self.info = ProfileInfo(label, "external", self._entry.text, self._entry.missing())
+        if self.info.skipped is None:
+            check_parameters(name, parameters)
+
+    def prepare(self, setting: Setting) -> None:
+        self._parameters = self._entry.prepare(setting, self._parameters)
+
+    def on(self, pipe: Any, call: Mapping[str, Any]) -> AbstractContextManager[None]:
+        return self._entry.enabled(pipe, self._parameters)
+
+
+@dataclass
+class CellRecorder(Recorder):
+    """A recorder that keeps the counts of self-attention per layer and step, too."""
+
+    cells: dict[tuple[SiteKey, int], Tally] = field(default_factory=dict)
+
+    @classmethod
+    def like(cls, recorder: Recorder) -> CellRecorder:
+        """A fresh one for the same run."""
+        return cls(recorder.profile, recorder.family, recorder.model, recorder.cache_limit)
+
+    def start(self, steps: int) -> None:
+        super().start(steps)
+        self.cells = {}
+
+    def count(
+        self,
+        site: SiteKey,
+        step: int,
+        outcome: Any,
+        *,
+        reason: str = "",
+        backend: str = "",
+        launched: float = 0.0,
+        kept: float = 0.0,
+        calls: int = 1,
+    ) -> None:
+        given = {"reason": reason, "backend": backend, "launched": launched, "kept": kept}
+        super().count(site, step, outcome, calls=calls, **given)  # type: ignore[arg-type]
+        if site.kind == "self":
+            cell = self.cells.setdefault((site, step), Tally())
+            cell += Tally(calls, launched=launched * calls, kept=kept * calls)
+            setattr(cell, outcome, getattr(cell, outcome) + calls)
+
+
+def density_map(
+    session: Session, recorder: CellRecorder
+) -> tuple[list[str], list[list[float | None]]]:
+    """Names of the self-attention sites, and [sites][steps] of their launched density."""
+    keys = self_sites(session)
+    table = [
+        [
+            _density(cell, cell.launched) if (cell := recorder.cells.get((key, step))) else None
+            for step in range(recorder.steps)
+        ]
+        for key in keys
+    ]
+    return site_names(keys), table
+
+
+def self_sites(session: Session) -> list[SiteKey]:
+    """The self-attention sites in the order of the forward."""
+    return [site.key for site in session.sites if site.key.kind == "self"]
+
+
+def site_names(keys: Sequence[SiteKey]) -> list[str]:
+    """Names of sites, with their expert where there are several."""
+    several = len({key.expert for key in keys}) > 1
+    return [f"{key.expert}.{key.name}" if several else key.name for key in keys]
+
+
+def choose_methods(
+    profiles: Sequence[str | Path | Profile],
+    against: Sequence[str] = (),
+    *,
+    family: str | None = None,
+    breakeven: bool | None = None,
+    strict: bool | str = False,
+    backend: str | None = None,
+) -> list[Method]:
+    """The methods to compare, dense first.
+
+    Args:
+        profiles: specs (see `specs`), paths or profiles; dense is added where it is missing, and
+            a second "dense" runs as "dense again".
+        against: names of `EXTERNALS`, with `:key=value` for their parameters; "all" for all.
+        family: the model's family, whose shipped profiles names refer to.
+        breakeven: set in every profile where it is not None.
+
+    Raises:
+        DitAccelError: an unknown name or parameter; two methods with one name.
+    """
+    specs = [load_spec(each, family, breakeven) for each in profiles]
+    dense = [spec for spec in specs if spec.name == DENSE]
+    if not dense:
+        specs = [load_spec(DENSE, family), *specs]
+    for extra in dense[1:]:  # the noise of the measurement: dense against dense
+        specs[specs.index(extra, specs.index(dense[0]) + 1)] = replace(extra, name=AGAIN)
+    specs.sort(key=lambda spec: spec.name != DENSE)
+    methods: list[Method] = [ProfileMethod(spec, strict, backend) for spec in specs]
+    names = list(EXTERNALS) if "all" in against else against
+    methods += [_external(each) for each in names]
+    _check_names([method.info.name for method in methods])
+    return methods
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DitAccelError(f"two of the profiles are called {name!r}: leave one out.")
+
+
+def _external(spec: str) -> ExternalMethod:
+    name = spec.partition(":")[0].strip()
+    if name not in EXTERNALS:
+        raise unknown("method for --against", name, [*EXTERNALS, "all"])
+    return ExternalMethod(name, spec, parameters_of(spec))
+
+
+def _density(tally: Tally, launched: float) -> float | None:
+    """Mean over all calls: `launched` of the sparse ones, 1 for a dense and 0 for a reused one."""
+    return (launched + tally.dense) / tally.calls if tally.calls else None
+
+
+def _warm(pipe: Any, call: Mapping[str, Any]) -> float:
+    """Compile the profile's kernels, so that no timed call does. Returns the seconds it took."""
+    if device_of(pipe).type != "cuda":
+        return 0.0
+    parameters = inspect.signature(pipe.__call__).parameters
+    defaults = {n: p.default for n, p in parameters.items() if isinstance(p.default, int)}
+    size = {n: call.get(n) or defaults.get(n) for n in ("height", "width", "num_frames")}
+    if not size["height"] or not size["width"]:
+        return 0.0
+    pipe.sparse_attention_warmup(size["height"], size["width"], size["num_frames"] or 1)
+    return pipe.sparse_attention_report().time["compile_s"] or 0.0
