@@ -42,8 +42,8 @@ class Config:
     feeder: int = 24
 
     def shared_bytes(self, dim: int) -> int:
-        """Shared memory: queries, output and the staged key and value tiles."""
-        return 2 * (2 * 128 + 2 * 128 * self.stages) * dim
+        """Shared memory: two blocks of queries, the output, the staged key and value tiles."""
+        return 2 * (3 * 128 + 2 * 128 * self.stages) * dim
 
 
 CONFIGS = {64: Config(stages=4), 128: Config(stages=2)}
@@ -53,17 +53,17 @@ CONFIGS = {64: Config(stages=4), 128: Config(stages=2)}
 class WorkLists:
     """A plan in the kernel's form (see `hopper_kernel`); all int32.
 
-    items [n]: batch and head major, longest lists first within a head.
-    q_codes [NQ]; codes, metas [Bl, Hl, NQ, W]; bares, totals [Bl, Hl, NQ], in tiles of 128 keys.
-    metas: tokens of an entry's block, plus PARTIAL where the token rule applies.
+    items [n, 8]: a query block each: sample, head, row of the lists, code, tokens, tiles, tiles
+        without a mask. Program p of P takes items p, p + P, ...
+    work [P]: tiles of 128 keys of each program.
+    codes, metas [Bl, Hl, NQ, W]: where the key blocks are, and how many tokens each has, plus
+        PARTIAL where the token rule applies.
     """
 
     items: Tensor
-    q_codes: Tensor
+    work: Tensor
     codes: Tensor
     metas: Tensor
-    bares: Tensor
-    totals: Tensor
 
 
 _LISTS: weakref.WeakKeyDictionary[BlockPlan, dict[tuple[int, int], WorkLists]] = (
@@ -91,59 +91,94 @@ def block_codes(table: BlockTable) -> Tensor:
     return torch.where(t < 0, h | RUN, t << 20 | h << 10 | w)
 
 
-def work_lists(plan: BlockPlan, batch: int, heads: int) -> WorkLists:
+def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLists:
     """The plan's lists for calls of that batch and number of heads, made once."""
     known = _LISTS.setdefault(plan, {})
     if (batch, heads) not in known:
-        known[batch, heads] = _work_lists(plan, batch, heads)
+        codes, metas, tiles, bare = _key_lists(plan)
+        items = _items(plan, tiles, bare, batch, heads)
+        items = items[_dealt(items, programs)]
+        work = torch.nn.functional.pad(items[:, 5], (0, -len(items) % programs))
+        work = work.view(-1, programs).sum(0, dtype=torch.int32)
+        known[batch, heads] = WorkLists(items, work, codes, metas)
     return known[batch, heads]
 
 
-def _work_lists(plan: BlockPlan, batch: int, heads: int) -> WorkLists:
+def _key_lists(plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes and metas [Bl, Hl, NQ, W]; tiles, and those without a mask, [Bl, Hl, NQ]."""
     together = 128 // plan.block_k
     count, index = plan.full_count, plan.full_index
-    full_width = index.shape[-1]
+    flags: Tensor | int = 0
+    total = count
     if plan.partial_count is not None and plan.partial_index is not None:
-        width = full_width + plan.partial_index.shape[-1]
+        total = count + plan.partial_count
+        width = index.shape[-1] + plan.partial_index.shape[-1]
         slots = torch.arange(width, device=plan.device, dtype=torch.int32)
+        masked = slots >= count.unsqueeze(-1)
         behind = (slots - count.unsqueeze(-1)).clamp(0, plan.partial_index.shape[-1] - 1)
         later = plan.partial_index.gather(-1, behind.long())
-        front = index.gather(-1, slots.clamp_max(full_width - 1).long().expand(later.shape))
-        masked = slots >= count.unsqueeze(-1)
-        index = torch.where(masked, later, front)
-        total = count + plan.partial_count
+        front = slots.clamp_max(index.shape[-1] - 1).long().expand(later.shape)
+        index = torch.where(masked, later, index.gather(-1, front))
         flags = masked.int() * PARTIAL
-    else:
-        total, flags = count, 0
     slots = torch.arange(index.shape[-1], device=plan.device, dtype=torch.int32)
     listed = slots < total.unsqueeze(-1)
     blocks = torch.where(listed, index, 0).long()
     codes = torch.where(listed, block_codes(plan.k_blocks)[blocks], NOTHING)
     lengths = plan.k_blocks.lengths
-    if len(lengths) == 1:
-        metas = lengths[0][blocks] + flags
-    else:
-        blocks = blocks.expand(len(lengths), -1, -1, -1)
-        metas = torch.stack([row[b] for row, b in zip(lengths, blocks, strict=True)]) + flags
-        codes, total = (x.expand(len(lengths), *x.shape[1:]) for x in (codes, total))
+    samples = max(len(lengths), len(blocks))
+    rows = lengths.expand(samples, -1)
+    metas = torch.stack(
+        [r[b] for r, b in zip(rows, blocks.expand(samples, -1, -1, -1), strict=True)]
+    )
+    codes, total = codes.expand(samples, -1, -1, -1), total.expand(samples, -1, -1)
+    metas = metas + flags
     if index.shape[-1] % together:
         codes = torch.nn.functional.pad(codes, (0, 1), value=NOTHING)
         metas = torch.nn.functional.pad(metas, (0, 1))
     bare = torch.zeros_like(total) if plan.unmasked_count is None else plan.unmasked_count
-    bare = (bare // together).expand(total.shape)
-    totals = (total + together - 1) // together
-    return WorkLists(
-        _items(totals, batch, heads),
-        block_codes(plan.q_blocks),
-        *(x.int().contiguous() for x in (codes, metas, bare, totals)),
+    # An empty list is one tile of nothing: its rows come out as 0 with LSE -inf.
+    tiles = ((total + together - 1) // together).clamp_min(1)
+    return codes.int().contiguous(), metas.int().contiguous(), tiles, bare // together
+
+
+def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int) -> Tensor:
+    """int32 [batch * heads * NQ, 8], sample and head major (see WorkLists)."""
+    blocks = plan.q_blocks.count
+    shape = (batch, heads, blocks)
+    sample, head, block = (
+        torch.arange(n, device=plan.device).view([-1 if a == axis else 1 for a in range(3)])
+        for axis, n in enumerate(shape)
     )
+    lists = tiles.shape
+    row = (sample % lists[0] * lists[1] + head % lists[1]) * blocks + block
+    columns = (
+        sample,
+        head,
+        row,
+        block_codes(plan.q_blocks),
+        plan.q_blocks.lengths.unsqueeze(1),
+        tiles,
+        bare.expand(lists),
+        torch.zeros_like(sample),
+    )
+    return torch.stack([c.int().expand(shape) for c in columns], -1).view(-1, 8)
 
 
-def _items(totals: Tensor, batch: int, heads: int) -> Tensor:
-    """int32 [batch * heads * NQ]: (sample, head, block) as one number."""
-    order = totals.argsort(dim=-1, descending=True, stable=True)
-    lines = torch.arange(batch * heads, device=totals.device).view(batch, heads, 1)
-    return (order + lines * totals.shape[-1]).reshape(-1).int()
+def _dealt(items: Tensor, programs: int) -> Tensor:
+    """The order of the items: very long ones first, then head by head, longest first in each.
+
+    Heads stay together because their keys and values share the cache. Rows of `programs` items run
+    forth and back, so that no program gets the longest of each row.
+    """
+    tiles = items[:, 5].long()
+    long = tiles > 2 * tiles.float().mean()
+    line = items[:, 0].long() * (items[:, 1].max() + 1) + items[:, 1]
+    key = torch.where(long, 0, line + 1) * (1 << 24) - tiles
+    order = key.argsort(stable=True)
+    rows = len(order) // programs
+    full = order[: rows * programs].view(rows, programs).clone()
+    full[1::2] = full[1::2].flip(-1)
+    return torch.cat([full.view(-1), order[rows * programs :]])
 
 
 @dataclass(frozen=True)
@@ -192,6 +227,12 @@ def view(x: Tensor) -> _View | None:
     if by_head % 8 or (batch > 1 and by_batch != heads * by_head):
         return None
     return _View(x, batch * heads, by_head, dim, (heads, 1, 0))
+
+
+def _seen(x: Tensor) -> _View:
+    found = view(x)
+    assert found is not None, "`obstacle` has let it pass"
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -247,16 +288,21 @@ def hopper_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
     batch, length, heads, dim = q.shape
-    lists = work_lists(plan, batch, heads)
     out = torch.empty_like(q)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
     if not plan.covers_queries:
         out.zero_()
         lse.fill_(-torch.inf)
+    programs = min(_processors(q.device), batch * heads * plan.q_blocks.count)
+    if programs == 0:
+        return out, lse if return_lse else None
+    if scale <= 0:  # the kernel scales maxima
+        q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
+    lists = work_lists(plan, batch, heads, programs)
     mask = plan.token_mask if plan.list_kinds.partial else None
-    views = [view(x) for x in (q, k, v, out)]
+    views = [_seen(x) for x in (q, k, v, out)]
     box, grid = plan.box, plan.grid or (1, 1, 1)
-    runs = box is None or plan.q_length != math.prod(grid)
+    runs = box is None or plan.q_length != math.prod(grid) or plan.k_length != math.prod(grid)
     q_box = (1, 1, 64) if box is None else halved(box)
     k_box = (1, 1, plan.block_k) if box is None else box if plan.block_k == 128 else q_box
     rows = (64, plan.block_k, plan.block_k, 64)
@@ -266,20 +312,14 @@ def hopper_attention(
         shapes = (q_box, k_box, k_box, q_box)
         box_views = [w.boxes(grid, plan.video_start, s) for w, s in zip(views, shapes, strict=True)]
     config = CONFIGS[dim]
-    programs = min(_processors(q.device), len(lists.items))
-    if programs == 0:
-        return out, lse if return_lse else None
     with torch.cuda.device_of(q):
         hopper_kernel.forward[(programs,)](
             *box_views, *(run_views if runs else box_views), out, lse,
-            lists.items, lists.q_codes, plan.q_blocks.lengths, lists.codes, lists.metas,
-            lists.bares, lists.totals, lists.items if mask is None else mask.packed,
-            len(lists.items), plan.q_blocks.count, heads, heads // k.shape[2],
-            _step(lists.totals, 0), _step(lists.totals, 1), lists.codes.shape[-1],
-            _step(plan.q_blocks.lengths, 0), lse.stride(0), lse.stride(1),
-            *(step for w in views for step in w.steps),
-            out.stride(0), out.stride(1), out.stride(2),
-            *grid, plan.video_start, scale * LOG2_E,
+            lists.items, lists.work, lists.codes, lists.metas,
+            lists.work if mask is None else mask.packed,
+            len(lists.items), heads // k.shape[2], lists.codes.shape[-1],
+            lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
+            out.stride(0), out.stride(1), out.stride(2), *grid, plan.video_start, scale * LOG2_E,
             D=dim, KB=plan.block_k, NSUB=128 // plan.block_k, STAGES=config.stages,
             Q_BOX=q_box, K_BOX=k_box, SPLIT=_split(box), BOXES=box is not None, RUNS=runs,
             PARTIAL=mask is not None, RULE=RULES[mask.name if mask else "box"],
@@ -294,7 +334,3 @@ def _split(box: tuple[int, int, int] | None) -> int:
         return 64
     half = halved(box)
     return packed(tuple(h if h < b else 0 for h, b in zip(half, box, strict=True)))  # type: ignore[arg-type]
-
-
-def _step(table: Tensor, dim: int) -> int:
-    return table.stride(dim) if table.shape[dim] > 1 else 0

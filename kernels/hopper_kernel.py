@@ -49,10 +49,15 @@ def _load_params(at):
 
 
 @gluon.jit
-def _place(item, n_blocks, heads):
-    """(sample, head, query block) of a work item."""
-    line = item // n_blocks
-    return line // heads, line % heads, item % n_blocks
+def _item(at):
+    """(sample, head, row of the lists, code, tokens, tiles, tiles without a mask) of a query block.
+
+    Loaded one item ahead, so that nobody waits for it.
+    """
+    return (
+        gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3), gl.load(at + 4),
+        gl.load(at + 5), gl.load(at + 6),
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -82,8 +87,7 @@ def _copy(
 @gluon.jit
 def _produce(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s,
-    q_full, q_free, k_full, k_free, v_full, v_free,
-    items, n_items, n_blocks, heads, group, q_codes, codes, totals, list_b, list_h, width,
+    q_full, q_free, k_full, k_free, v_full, v_free, items, n_items, group, codes, width,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
     D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
@@ -91,69 +95,68 @@ def _produce(
 ):  # fmt: skip
     tile = 0
     done = 0
-    for i in range(gl.program_id(0), n_items, gl.num_programs(0)):
-        sample, head, block = _place(gl.load(items + i), n_blocks, heads)
-        row = sample * list_b + head * list_h + block
-        total = gl.load(totals + row)
-        if total > 0:
-            at = codes + row.to(gl.int64) * width
-            entry = gl.load(at)
+    for i in range(gl.program_id(0), n_items, gl.num_programs(0)):  # noqa: SIM113
+        sample, head, place, code, length, total, bare = _item(items + i * 8)
+        at = codes + place.to(gl.int64) * width
+        entry = gl.load(at)
+        if NSUB == 2:
+            second = gl.load(at + 1)
+        half = code + SPLIT
+        if BOXES and RUNS:
+            half = gl.where(code >= RUN, code + 64, code + SPLIT)
+        elif RUNS:
+            half = code + 64
+        side = done & 1
+        mbarrier.wait(q_free.index(side), ((done >> 1) & 1) ^ 1)
+        mbarrier.expect(q_full.index(side), 2 * 64 * D * 2)
+        outer = sample * q_ob + head * q_oh
+        _copy(q_boxes, q_runs, outer, head * q_ch, code, q_full.index(side), q_s.index(side * 2),
+              Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
+        _copy(q_boxes, q_runs, outer, head * q_ch, half, q_full.index(side),
+              q_s.index(side * 2 + 1), Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
+        done += 1
+        kv = head // group
+        k_outer = sample * k_ob + kv * k_oh
+        v_outer = sample * v_ob + kv * v_oh
+        k_column = kv * k_ch
+        v_column = kv * v_ch
+        for t in range(total):
+            # The next codes are on their way while this tile waits for its buffers.
+            after = at + gl.minimum(t + 1, total - 1) * NSUB
+            next_entry = gl.load(after)
             if NSUB == 2:
-                second = gl.load(at + 1)
-            code = gl.load(q_codes + block)
-            mbarrier.wait(q_free, (done & 1) ^ 1)
-            mbarrier.expect(q_full, 2 * 64 * D * 2)
-            outer = sample * q_ob + head * q_oh
-            column = head * q_ch
-            _copy(q_boxes, q_runs, outer, column, code, q_full, q_s.index(0),
-                  Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
-            half = code + SPLIT
-            if BOXES and RUNS:
-                half = gl.where(code >= RUN, code + 64, code + SPLIT)
-            elif RUNS:
-                half = code + 64
-            _copy(q_boxes, q_runs, outer, column, half, q_full, q_s.index(1),
-                  Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
-            done += 1
-            kv = head // group
-            k_outer = sample * k_ob + kv * k_oh
-            v_outer = sample * v_ob + kv * v_oh
-            k_column = kv * k_ch
-            v_column = kv * v_ch
-            for t in range(total):
-                # The next codes are on their way while this tile waits for its buffers.
-                after = at + gl.minimum(t + 1, total - 1) * NSUB
-                next_entry = gl.load(after)
-                if NSUB == 2:
-                    next_second = gl.load(after + 1)
-                stage = tile % STAGES
-                phase = ((tile // STAGES) & 1) ^ 1
-                mbarrier.wait(k_free.index(stage), phase)
-                mbarrier.expect(k_full.index(stage), KB * NSUB * D * 2)
-                _copy(k_boxes, k_runs, k_outer, k_column, entry, k_full.index(stage),
-                      k_s.index(stage * NSUB), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-                if NSUB == 2:
-                    _copy(k_boxes, k_runs, k_outer, k_column, second, k_full.index(stage),
-                          k_s.index(stage * NSUB + 1), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-                mbarrier.wait(v_free.index(stage), phase)
-                mbarrier.expect(v_full.index(stage), KB * NSUB * D * 2)
-                _copy(v_boxes, v_runs, v_outer, v_column, entry, v_full.index(stage),
-                      v_s.index(stage * NSUB), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-                if NSUB == 2:
-                    _copy(v_boxes, v_runs, v_outer, v_column, second, v_full.index(stage),
-                          v_s.index(stage * NSUB + 1), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-                    second = next_second
-                entry = next_entry
-                tile += 1
+                next_second = gl.load(after + 1)
+            stage = tile % STAGES
+            phase = ((tile // STAGES) & 1) ^ 1
+            mbarrier.wait(k_free.index(stage), phase)
+            mbarrier.expect(k_full.index(stage), KB * NSUB * D * 2)
+            _copy(k_boxes, k_runs, k_outer, k_column, entry, k_full.index(stage),
+                  k_s.index(stage * NSUB), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
+            if NSUB == 2:
+                _copy(k_boxes, k_runs, k_outer, k_column, second, k_full.index(stage),
+                      k_s.index(stage * NSUB + 1), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
+            mbarrier.wait(v_free.index(stage), phase)
+            mbarrier.expect(v_full.index(stage), KB * NSUB * D * 2)
+            _copy(v_boxes, v_runs, v_outer, v_column, entry, v_full.index(stage),
+                  v_s.index(stage * NSUB), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
+            if NSUB == 2:
+                _copy(v_boxes, v_runs, v_outer, v_column, second, v_full.index(stage),
+                      v_s.index(stage * NSUB + 1), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
+                second = next_second
+            entry = next_entry
+            tile += 1
 
 
 @gluon.jit
 def _masked(
-    s, code, meta, qt, qh, qw, grid_t, grid_h, grid_w, params,
-    KB: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
+    s, code, meta, rows, grid_t, grid_h, grid_w, rule_params,
+    KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
 ):  # fmt: skip
-    """Scores [64, KB] of one block with -inf where a pair does not count."""
+    """Scores [64, KB] of one block with -inf where a pair does not count.
+
+    rows: code of the group's first query; code, meta: of the key block (see `hopper`).
+    """
     column = gl.arange(0, KB, layout=gl.SliceLayout(0, LAYOUT))
     if BOXES:
         kt = ((code >> 20) & 1023) + column // (BOX[1] * BOX[2])
@@ -169,24 +172,28 @@ def _masked(
     inside = inside & (code >= 0)
     keep = gl.expand_dims(inside, 0)
     if PARTIAL:
+        row = gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
+        qt = ((rows >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
+        qh = ((rows >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
+        qw = (rows & 1023) + row % Q_BOX[2]
         kept = RULE(
             gl.expand_dims(qt, 1), gl.expand_dims(qh, 1), gl.expand_dims(qw, 1),
-            gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0), params,
+            gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
+            _load_params(rule_params),
         )  # fmt: skip
         keep = keep & (kept | ((meta & 256) == 0))
     return gl.where(keep, s, float("-inf"))
 
 
 @gluon.jit
-def _softmax(s0, s1, top, sums, scale, NSUB: gl.constexpr, SAFE: gl.constexpr):
+def _softmax(s0, s1, top, sums, scale, NSUB: gl.constexpr):
     """One online step: (p0, p1, new maximum, new sum, factor of what came before), base 2."""
     highest = gl.max(s0, axis=1)
     if NSUB == 2:
         highest = gl.maximum(highest, gl.max(s1, axis=1))
     new = gl.maximum(top, highest * scale)
-    base = new
-    if SAFE:  # rows that have seen no key yet
-        base = gl.where(new == float("-inf"), 0.0, new)
+    # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
+    base = gl.where(new == float("-inf"), 0.0, new)
     alpha = gl.exp2(top - base)
     p0 = gl.exp2(s0 * scale - gl.expand_dims(base, 1))
     sums = sums * alpha + gl.sum(p0, axis=1)
@@ -198,219 +205,224 @@ def _softmax(s0, s1, top, sums, scale, NSUB: gl.constexpr, SAFE: gl.constexpr):
 
 
 @gluon.jit
-def _attend(
-    q, k_s, v_s, q_full, q_free, k_full, k_free, v_full, v_free, done, tile, bare, total,
-    at, meta_at, row_t, row_h, row_w, grid_t, grid_h, grid_w, params, scale,
-    D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
-    K_BOX: gl.constexpr, BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr,
-    RULE: gl.constexpr, S_L: gl.constexpr, O_L: gl.constexpr, P_L: gl.constexpr,
+def _finish(
+    acc, top, sums, sample, head, code, length, o_boxes, o_runs, o_s, out_ptr, lse_ptr,
+    o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
+    D: gl.constexpr, Q_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
+    BOXES: gl.constexpr, RUNS: gl.constexpr, S_L: gl.constexpr, O_L: gl.constexpr,
 ):  # fmt: skip
-    """acc [64, D], maximum and sum of this group's rows over one list of `total` > 0 tiles."""
-    dtype: gl.constexpr = k_s.dtype
-    zero = gl.zeros([64, KB], gl.float32, S_L)
-    acc = gl.zeros([64, D], gl.float32, O_L)
-    top = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S_L))
-    sums = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, S_L))
-    mbarrier.wait(q_full, done & 1)
-    stage = tile % STAGES
-    mbarrier.wait(k_full.index(stage), (tile // STAGES) & 1)
-    s0 = warpgroup_mma(q, k_s.index(stage * NSUB).permute((1, 0)), zero, use_acc=False,
-                       is_async=True)  # fmt: skip
-    if NSUB == 2:
-        s1 = warpgroup_mma(q, k_s.index(stage * NSUB + 1).permute((1, 0)), zero, use_acc=False,
-                           is_async=True)  # fmt: skip
-        s0, s1 = warpgroup_mma_wait(0, deps=(s0, s1))
-    else:
-        s0 = warpgroup_mma_wait(0, deps=(s0,))
-        s1 = s0
-    mbarrier.arrive(k_free.index(stage), count=1)
-    if bare == 0:
-        s0 = _masked(s0, gl.load(at), gl.load(meta_at), row_t, row_h, row_w,
-                     grid_t, grid_h, grid_w, params, KB, K_BOX, S_L, BOXES, RUNS, PARTIAL,
-                     RULE)  # fmt: skip
-        if NSUB == 2:
-            s1 = _masked(s1, gl.load(at + 1), gl.load(meta_at + 1), row_t, row_h, row_w,
-                         grid_t, grid_h, grid_w, params, KB, K_BOX, S_L, BOXES, RUNS, PARTIAL,
-                         RULE)  # fmt: skip
-    p0, p1, top, sums, alpha = _softmax(s0, s1, top, sums, scale, NSUB, True)
-    w0 = gl.convert_layout(p0.to(dtype), P_L)
-    if NSUB == 2:
-        w1 = gl.convert_layout(p1.to(dtype), P_L)
-    # Two copies of the steady state: without masks, then with.
-    for pass_ in gl.static_range(2):
-        if pass_ == 0:
-            first = 1
-            stop = bare
-        else:
-            first = gl.maximum(bare, 1)
-            stop = total
-        for t in range(first, stop):
-            now = tile + t
-            stage = now % STAGES
-            before = (now - 1) % STAGES
-            mbarrier.wait(k_full.index(stage), (now // STAGES) & 1)
-            s0 = warpgroup_mma(q, k_s.index(stage * NSUB).permute((1, 0)), zero, use_acc=False,
-                               is_async=True)  # fmt: skip
-            if NSUB == 2:
-                s1 = warpgroup_mma(q, k_s.index(stage * NSUB + 1).permute((1, 0)), zero,
-                                   use_acc=False, is_async=True)  # fmt: skip
-            mbarrier.wait(v_full.index(before), ((now - 1) // STAGES) & 1)
-            acc = warpgroup_mma(w0, v_s.index(before * NSUB), acc, is_async=True)
-            if NSUB == 2:
-                acc = warpgroup_mma(w1, v_s.index(before * NSUB + 1), acc, is_async=True)
-                s0, s1 = warpgroup_mma_wait(2, deps=(s0, s1))
-            else:
-                s0 = warpgroup_mma_wait(1, deps=(s0,))
-                s1 = s0
-            mbarrier.arrive(k_free.index(stage), count=1)
-            if pass_ == 1:
-                s0 = _masked(s0, gl.load(at + t * NSUB), gl.load(meta_at + t * NSUB),
-                             row_t, row_h, row_w, grid_t, grid_h, grid_w, params,
-                             KB, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
-                if NSUB == 2:
-                    s1 = _masked(s1, gl.load(at + t * 2 + 1), gl.load(meta_at + t * 2 + 1),
-                                 row_t, row_h, row_w, grid_t, grid_h, grid_w, params,
-                                 KB, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
-            p0, p1, top, sums, alpha = _softmax(s0, s1, top, sums, scale, NSUB, pass_ == 1)
-            acc = warpgroup_mma_wait(0, deps=(acc,))
-            mbarrier.arrive(v_free.index(before), count=1)
-            acc = acc * gl.expand_dims(gl.convert_layout(alpha, gl.SliceLayout(1, O_L)), 1)
-            w0 = gl.convert_layout(p0.to(dtype), P_L)
-            if NSUB == 2:
-                w1 = gl.convert_layout(p1.to(dtype), P_L)
-    mbarrier.arrive(q_free, count=1)
-    last = tile + total - 1
-    stage = last % STAGES
-    mbarrier.wait(v_full.index(stage), (last // STAGES) & 1)
-    acc = warpgroup_mma(w0, v_s.index(stage * NSUB), acc, is_async=True)
-    if NSUB == 2:
-        acc = warpgroup_mma(w1, v_s.index(stage * NSUB + 1), acc, is_async=True)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(v_free.index(stage), count=1)
-    return acc, top, sums
-
-
-@gluon.jit
-def _consume(
-    o_boxes, o_runs, q_s, o_s, k_s, v_s, q_full, q_free, k_full, k_free, v_full, v_free,
-    out_ptr, lse_ptr, items, n_items, n_blocks, heads, q_codes, q_lengths, codes, metas, bares,
-    totals, list_b, list_h, width, q_length_b, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h,
-    grid_t, grid_h, grid_w, video, params_at, scale,
-    D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
-    Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
-    BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
-):  # fmt: skip
-    S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KB, 16])
-    O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
-    R_L: gl.constexpr = gl.SliceLayout(1, S_L)
-    row = gl.arange(0, 64, layout=R_L)
-    params = _load_params(params_at)
-    tile = 0
-    done = 0
-    for i in range(gl.program_id(0), n_items, gl.num_programs(0)):
-        sample, head, block = _place(gl.load(items + i), n_blocks, heads)
-        place = sample * list_b + head * list_h + block
-        total = gl.load(totals + place)
-        bare = gl.load(bares + place)
-        code = gl.load(q_codes + block)
-        # Where this group's rows are: coordinates of boxes, tokens of runs.
-        start = code + HALF * SPLIT
-        row_t = row
-        row_h = row
-        row_w = row
-        token = row
-        held = row < 64
+    """Store out = acc / sums and LSE = (top + log2 sums) ln 2 of this group's 64 rows."""
+    row = gl.arange(0, 64, layout=gl.SliceLayout(1, S_L))
+    start = code + HALF * SPLIT
+    whole = code < 0
+    if BOXES:
+        row_t = ((start >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
+        row_h = ((start >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
+        row_w = (start & 1023) + row % Q_BOX[2]
+        token = video + (row_t * grid_h + row_h) * grid_w + row_w
+        held = (row_t < grid_t) & (row_h < grid_h) & (row_w < grid_w)
+        whole = code < RUN
+    if RUNS:
+        run_token = (code & TOKEN) + HALF * 64 + row
+        run_held = row < length - HALF * 64
         if BOXES:
-            row_t = ((start >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
-            row_h = ((start >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
-            row_w = (start & 1023) + row % Q_BOX[2]
-            token = video + (row_t * grid_h + row_h) * grid_w + row_w
-            held = (row_t < grid_t) & (row_h < grid_h) & (row_w < grid_w)
-        whole = total > 0
-        if RUNS:
-            length = gl.load(q_lengths + sample * q_length_b + block)
-            run_held = row < length - HALF * 64
-            run_token = (code & TOKEN) + HALF * 64 + row
-            if BOXES:
-                whole = whole & ((code < RUN) | (length == 128))
-                held = gl.where(code >= RUN, run_held, held)
-                token = gl.where(code >= RUN, run_token, token)
+            token = gl.where(code >= RUN, run_token, token)
+            held = gl.where(code >= RUN, run_held, held)
+        else:
+            token = run_token
+            held = run_held
+        whole = whole | (length == 128)
+    seen = sums > 0
+    sums = gl.where(sums == 0, 1.0, sums)  # NaN stays
+    lse = gl.where(seen | (sums != sums), (top + gl.log2(sums)) * LN_2, float("-inf"))
+    out = (acc * gl.expand_dims(gl.convert_layout(1.0 / sums, gl.SliceLayout(1, O_L)), 1)).to(
+        o_s.dtype
+    )
+    if whole:
+        tma.store_wait(0)
+        barrier()
+        o_s.store(out)
+        fence_async_shared()
+        outer = sample * o_ob + head * o_oh
+        column = head * o_ch
+        if BOXES and RUNS:
+            if code >= RUN:
+                tma_store(o_runs, [outer, (code & TOKEN) + HALF * 64, column],
+                          o_s.reshape([1, 64, D]))  # fmt: skip
             else:
-                whole = whole & (length == 128)
-                held = run_held
-                token = run_token
-        acc = gl.zeros([64, D], gl.float32, O_L)
-        lse = gl.full([64], float("-inf"), gl.float32, R_L)
-        if total > 0:
-            at = codes + place.to(gl.int64) * width
-            meta_at = metas + place.to(gl.int64) * width
-            acc, top, sums = _attend(
-                q_s, k_s, v_s, q_full, q_free, k_full, k_free, v_full, v_free, done, tile,
-                bare, total, at, meta_at, row_t, row_h, row_w, grid_t, grid_h, grid_w, params,
-                scale, D, KB, NSUB, STAGES, K_BOX, BOXES, RUNS, PARTIAL, RULE, S_L, O_L, P_L,
-            )  # fmt: skip
-            tile += total
-            done += 1
-            seen = sums > 0
-            sums = gl.where(sums == 0, 1.0, sums)  # NaN stays
-            lse = gl.where(seen | (sums != sums), (top + gl.log2(sums)) * LN_2, float("-inf"))
-            acc = acc * gl.expand_dims(gl.convert_layout(1.0 / sums, gl.SliceLayout(1, O_L)), 1)
-        out = acc.to(q_s.dtype)
-        if whole:
-            tma.store_wait(0)
-            barrier()
-            o_s.store(out)
-            fence_async_shared()
-            outer = sample * o_ob + head * o_oh
-            column = head * o_ch
-            if BOXES and RUNS:
-                if code >= RUN:
-                    tma_store(o_runs, [outer, (code & TOKEN) + HALF * 64, column],
-                              o_s.reshape([1, 64, D]))  # fmt: skip
-                else:
-                    tma_store(
-                        o_boxes,
-                        [outer, (start >> 20) & 1023, (start >> 10) & 1023, start & 1023, column],
-                        o_s.reshape([1, Q_BOX[0], Q_BOX[1], Q_BOX[2], D]),
-                    )
-            elif BOXES:
                 tma_store(
                     o_boxes,
                     [outer, (start >> 20) & 1023, (start >> 10) & 1023, start & 1023, column],
                     o_s.reshape([1, Q_BOX[0], Q_BOX[1], Q_BOX[2], D]),
                 )
-            else:
-                tma_store(o_runs, [outer, (code & TOKEN) + HALF * 64, column],
-                          o_s.reshape([1, 64, D]))  # fmt: skip
-        else:
-            # A short run must not touch its neighbour; empty lists are rare.
-            rows = gl.convert_layout(token, gl.SliceLayout(1, O_L)).to(gl.int64)
-            mask = gl.convert_layout(held, gl.SliceLayout(1, O_L))
-            dims = gl.arange(0, D, layout=gl.SliceLayout(0, O_L))
-            base = out_ptr + sample.to(gl.int64) * o_sb + head.to(gl.int64) * o_sh
-            gl.store(
-                base + gl.expand_dims(rows * o_ss, 1) + gl.expand_dims(dims, 0),
-                out,
-                mask=gl.expand_dims(mask, 1),
+        elif BOXES:
+            tma_store(
+                o_boxes,
+                [outer, (start >> 20) & 1023, (start >> 10) & 1023, start & 1023, column],
+                o_s.reshape([1, Q_BOX[0], Q_BOX[1], Q_BOX[2], D]),
             )
-        line = lse_ptr + sample.to(gl.int64) * lse_b + head.to(gl.int64) * lse_h
-        gl.store(line + token, lse, mask=held)
+        else:
+            tma_store(o_runs, [outer, (code & TOKEN) + HALF * 64, column],
+                      o_s.reshape([1, 64, D]))  # fmt: skip
+    else:  # a short run must not touch its neighbour
+        rows = gl.convert_layout(token, gl.SliceLayout(1, O_L)).to(gl.int64)
+        mask = gl.convert_layout(held, gl.SliceLayout(1, O_L))
+        dims = gl.arange(0, D, layout=gl.SliceLayout(0, O_L))
+        base = out_ptr + sample.to(gl.int64) * o_sb + head.to(gl.int64) * o_sh
+        at = base + gl.expand_dims(rows * o_ss, 1) + gl.expand_dims(dims, 0)
+        gl.store(at, out, mask=gl.expand_dims(mask, 1))
+    line = lse_ptr + sample.to(gl.int64) * lse_b + head.to(gl.int64) * lse_h
+    gl.store(line + token, lse, mask=held)
+
+
+@gluon.jit
+def _consume(
+    o_boxes, o_runs, q_s, o_s, k_s, v_s, q_full, q_free, k_full, k_free, v_full, v_free,
+    out_ptr, lse_ptr, items, n_items, work, codes, metas, width,
+    o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
+    rule_params, scale,
+    D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
+    Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
+    BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
+):  # fmt: skip
+    """One loop over the key tiles of all items: an item's last product runs under the next one's
+    first softmax, and its rows are stored there."""
+    S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KB, 16])
+    O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
+    R_L: gl.constexpr = gl.SliceLayout(1, S_L)
+    dtype: gl.constexpr = k_s.dtype
+    zero = gl.zeros([64, KB], gl.float32, S_L)
+    acc = gl.zeros([64, D], gl.float32, O_L)
+    top = gl.full([64], float("-inf"), gl.float32, R_L)
+    sums = gl.full([64], 0.0, gl.float32, R_L)
+    tiles = gl.load(work + gl.program_id(0))
+    i = gl.program_id(0)
+    sample, head, place, code, length, total, bare = _item(items + i * 8)
+    i += gl.num_programs(0)
+    sample_, head_, place_, code_, length_, total_, bare_ = _item(
+        items + gl.minimum(i, n_items - 1) * 8
+    )
+    at = place.to(gl.int64) * width
+    done = 0
+    mbarrier.wait(q_full.index(0), 0)
+    mbarrier.wait(k_full.index(0), 0)
+    q = q_s.index(HALF)
+    s0 = warpgroup_mma(q, k_s.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    if NSUB == 2:
+        s1 = warpgroup_mma(q, k_s.index(1).permute((1, 0)), zero, use_acc=False, is_async=True)
+        s0, s1 = warpgroup_mma_wait(0, deps=(s0, s1))
+    else:
+        s0 = warpgroup_mma_wait(0, deps=(s0,))
+        s1 = s0
+    mbarrier.arrive(k_free.index(0), count=1)
+    if bare == 0:
+        rows = code + HALF * SPLIT
+        s0 = _masked(s0, gl.load(codes + at), gl.load(metas + at), rows, grid_t, grid_h, grid_w,
+                     rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
+        if NSUB == 2:
+            s1 = _masked(s1, gl.load(codes + at + 1), gl.load(metas + at + 1), rows, grid_t,
+                         grid_h, grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS,
+                         PARTIAL, RULE)  # fmt: skip
+    p0, p1, top, sums, alpha = _softmax(s0, s1, top, sums, scale, NSUB)
+    w0 = gl.convert_layout(p0.to(dtype), P_L)
+    if NSUB == 2:
+        w1 = gl.convert_layout(p1.to(dtype), P_L)
+    t = 1
+    for now in range(1, tiles):
+        first = t == total
+        old_sample = sample
+        old_head = head
+        old_code = code
+        old_length = length
+        if first:
+            mbarrier.arrive(q_free.index(done & 1), count=1)
+            done += 1
+            sample = sample_
+            head = head_
+            code = code_
+            length = length_
+            total = total_
+            bare = bare_
+            at = place_.to(gl.int64) * width
+            i += gl.num_programs(0)
+            sample_, head_, place_, code_, length_, total_, bare_ = _item(
+                items + gl.minimum(i, n_items - 1) * 8
+            )
+            t = 0
+            mbarrier.wait(q_full.index(done & 1), (done >> 1) & 1)
+        stage = now % STAGES
+        before = (now - 1) % STAGES
+        q = q_s.index((done & 1) * 2 + HALF)
+        mbarrier.wait(k_full.index(stage), (now // STAGES) & 1)
+        s0 = warpgroup_mma(q, k_s.index(stage * NSUB).permute((1, 0)), zero, use_acc=False,
+                           is_async=True)  # fmt: skip
+        if NSUB == 2:
+            s1 = warpgroup_mma(q, k_s.index(stage * NSUB + 1).permute((1, 0)), zero,
+                               use_acc=False, is_async=True)  # fmt: skip
+        mbarrier.wait(v_full.index(before), ((now - 1) // STAGES) & 1)
+        acc = warpgroup_mma(w0, v_s.index(before * NSUB), acc, is_async=True)
+        if NSUB == 2:
+            acc = warpgroup_mma(w1, v_s.index(before * NSUB + 1), acc, is_async=True)
+            s0, s1 = warpgroup_mma_wait(2, deps=(s0, s1))
+        else:
+            s0 = warpgroup_mma_wait(1, deps=(s0,))
+            s1 = s0
+        mbarrier.arrive(k_free.index(stage), count=1)
+        if t >= bare:
+            rows = code + HALF * SPLIT
+            entry = at + t * NSUB
+            s0 = _masked(s0, gl.load(codes + entry), gl.load(metas + entry), rows,
+                         grid_t, grid_h, grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS,
+                         PARTIAL, RULE)  # fmt: skip
+            if NSUB == 2:
+                s1 = _masked(s1, gl.load(codes + entry + 1), gl.load(metas + entry + 1), rows,
+                             grid_t, grid_h, grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES,
+                             RUNS, PARTIAL, RULE)  # fmt: skip
+        old_top = top
+        old_sums = sums
+        p0, p1, top, sums, alpha = _softmax(
+            s0, s1, gl.where(first, float("-inf"), top), gl.where(first, 0.0, sums), scale, NSUB
+        )
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+        mbarrier.arrive(v_free.index(before), count=1)
+        if first:
+            _finish(
+                acc, old_top, old_sums, old_sample, old_head, old_code, old_length, o_boxes,
+                o_runs, o_s, out_ptr, lse_ptr, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h,
+                grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
+            )  # fmt: skip
+            acc = gl.zeros([64, D], gl.float32, O_L)
+        else:
+            acc = acc * gl.expand_dims(gl.convert_layout(alpha, gl.SliceLayout(1, O_L)), 1)
+        w0 = gl.convert_layout(p0.to(dtype), P_L)
+        if NSUB == 2:
+            w1 = gl.convert_layout(p1.to(dtype), P_L)
+        t += 1
+    stage = (tiles - 1) % STAGES
+    mbarrier.wait(v_full.index(stage), ((tiles - 1) // STAGES) & 1)
+    acc = warpgroup_mma(w0, v_s.index(stage * NSUB), acc, is_async=True)
+    if NSUB == 2:
+        acc = warpgroup_mma(w1, v_s.index(stage * NSUB + 1), acc, is_async=True)
+    acc = warpgroup_mma_wait(0, deps=(acc,))
+    _finish(
+        acc, top, sums, sample, head, code, length, o_boxes, o_runs, o_s, out_ptr, lse_ptr,
+        o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
+        D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
+    )  # fmt: skip
     tma.store_wait(0)
 
 
 @gluon.jit(
     do_not_specialize=[
-        "n_items", "n_blocks", "group", "list_b", "list_h", "width", "q_length_b", "lse_b",
-        "lse_h", "grid_t", "grid_h", "grid_w", "video", "heads", "q_ob", "q_oh", "q_ch",
-        "k_ob", "k_oh", "k_ch", "v_ob", "v_oh", "v_ch", "o_ob", "o_oh", "o_ch",
-        "o_sb", "o_ss", "o_sh",
+        "n_items", "group", "width", "lse_b", "lse_h", "grid_t", "grid_h", "grid_w", "video",
+        "q_ob", "q_oh", "q_ch", "k_ob", "k_oh", "k_ch", "v_ob", "v_oh", "v_ch",
+        "o_ob", "o_oh", "o_ch", "o_sb", "o_ss", "o_sh",
     ]
 )  # fmt: skip
 def forward(
     q_boxes, k_boxes, v_boxes, o_boxes, q_runs, k_runs, v_runs, o_runs, out_ptr, lse_ptr,
-    items, q_codes, q_lengths, codes, metas, bares, totals, params_at,
-    n_items, n_blocks, heads, group, list_b, list_h, width, q_length_b, lse_b, lse_h,
+    items, work, codes, metas, rule_params, n_items, group, width, lse_b, lse_h,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh,
     grid_t, grid_h, grid_w, video, scale,
     D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
@@ -421,19 +433,20 @@ def forward(
     dtype: gl.constexpr = out_ptr.dtype.element_ty
     TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KB, D], dtype)
     HALF_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
-    q_s = gl.allocate_shared_memory(dtype, [2, 64, D], HALF_TILE)
+    q_s = gl.allocate_shared_memory(dtype, [4, 64, D], HALF_TILE)
     o_s = gl.allocate_shared_memory(dtype, [2, 64, D], HALF_TILE)
     k_s = gl.allocate_shared_memory(dtype, [STAGES * NSUB, KB, D], TILE)
     v_s = gl.allocate_shared_memory(dtype, [STAGES * NSUB, KB, D], TILE)
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
-    q_full = gl.allocate_shared_memory(gl.int64, [1], BAR)
-    q_free = gl.allocate_shared_memory(gl.int64, [1], BAR)
+    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
+    q_free = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
-    mbarrier.init(q_full, count=1)
-    mbarrier.init(q_free, count=2)
+    for i in gl.static_range(2):
+        mbarrier.init(q_full.index(i), count=1)
+        mbarrier.init(q_free.index(i), count=2)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(v_full.index(i), count=1)
@@ -443,26 +456,23 @@ def forward(
     gl.warp_specialize(
         [
             (_consume, (
-                o_boxes, o_runs, q_s.index(0), o_s.index(0), k_s, v_s, q_full, q_free, k_full,
-                k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, n_blocks, heads,
-                q_codes, q_lengths, codes, metas, bares, totals, list_b, list_h, width,
-                q_length_b, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
-                grid_w, video, params_at, scale,
+                o_boxes, o_runs, q_s, o_s.index(0), k_s, v_s, q_full, q_free, k_full,
+                k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, work, codes, metas,
+                width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
+                grid_w, video, rule_params, scale,
                 D, KB, NSUB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
             )),
             (_consume, (
-                o_boxes, o_runs, q_s.index(1), o_s.index(1), k_s, v_s, q_full, q_free, k_full,
-                k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, n_blocks, heads,
-                q_codes, q_lengths, codes, metas, bares, totals, list_b, list_h, width,
-                q_length_b, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
-                grid_w, video, params_at, scale,
+                o_boxes, o_runs, q_s, o_s.index(1), k_s, v_s, q_full, q_free, k_full,
+                k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, work, codes, metas,
+                width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
+                grid_w, video, rule_params, scale,
                 D, KB, NSUB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
             )),
             (_produce, (
                 q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s, q_full, q_free,
-                k_full, k_free, v_full, v_free, items, n_items, n_blocks, heads, group, q_codes,
-                codes, totals, list_b, list_h, width, q_ob, q_oh, q_ch, k_ob, k_oh, k_ch,
-                v_ob, v_oh, v_ch,
+                k_full, k_free, v_full, v_free, items, n_items, group, codes, width,
+                q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
                 D, KB, NSUB, STAGES, Q_BOX, K_BOX, SPLIT, BOXES, RUNS,
             )),
         ],
