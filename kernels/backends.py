@@ -66,6 +66,11 @@ def _triton_machine() -> str | None:
     return None
 
 
+def runs_triton(x: Tensor) -> bool:
+    """Whether Triton kernels can run where x is; in the interpreter only where a test asks."""
+    return x.is_cuda and _triton_machine() is None
+
+
 def _triton_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
     if q.device.type != "cuda" and not interpreted():
         return f"device {q.device.type}: needs CUDA"

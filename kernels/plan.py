@@ -185,7 +185,7 @@ class BlockPlan:
     def list_kinds(self) -> ListKinds:
         """Which kinds of entries the lists may have."""
         if self.kinds is not None:
-            return self.kinds
+            return self.kinds._replace(pooled=self.pooled_count is not None)
         none = self.full_count.new_zeros(())
         full, bare, partial, pooled = torch.stack(
             [

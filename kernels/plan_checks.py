@@ -163,7 +163,7 @@ def _check_claims(plan: BlockPlan) -> None:
     """`kinds` and `covers` promise no less than there is."""
     there = replace(plan, kinds=None).list_kinds
     if plan.kinds is not None and any(
-        found and not said for said, found in zip(plan.kinds, there, strict=True)
+        found and not said for said, found in zip(plan.list_kinds, there, strict=True)
     ):
         raise DitAccelError(f"plan.kinds: expected at least {there}, got {plan.kinds}.")
     covers = (plan.q_blocks.lengths.sum(-1) == plan.q_length).all()

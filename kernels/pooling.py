@@ -1,15 +1,25 @@
-"""Pooled keys: key blocks that enter the softmax as one key each, their mean.
+"""Means of token blocks, and pooled keys: key blocks that enter the softmax as one key each.
 
 A pooled key j stands for n_j tokens: it has the score scale q . kbar_j + ln(n_j) and the value
-vbar_j, with kbar and vbar the means of the tokens' keys and values.
+vbar_j, with kbar and vbar the means of the tokens' keys and values. Means are summed in float32;
+on a GPU a Triton kernel (`triton_pooling`) reads each tensor once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from dit_accel.errors import DitAccelError
+
+if TYPE_CHECKING:
+    from dit_accel.kernels.plan import BlockPlan, BlockTable
+
+# Gathered tokens of one step of the torch twin, in numbers.
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,3 +42,74 @@ class PooledKeys:
     def to(self, device: torch.device | str) -> PooledKeys:
         """The same pooled keys on another device."""
         return PooledKeys(self.key.to(device), self.value.to(device), self.log_count.to(device))
+
+
+def pool_blocks(
+    x: Tensor, table: BlockTable, block: int = 128, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[B, N, H, D]: the mean over each block's valid tokens of x [B, S, H, D] (any strides).
+
+    block: slots of a block (`BlockPlan.block_q` or `block_k`), no block is longer. A block without
+    tokens has the mean 0. Raises DitAccelError where x has fewer tokens than the table's order.
+    """
+    return _pool((x, table, block), dtype=dtype)[0]
+
+
+def pool_queries_and_keys(
+    q: Tensor, k: Tensor, plan: BlockPlan, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Block means [B, NQ, H, D] of q and [B, NK, Hkv, D] of k [B, S, H, D], each read once."""
+    sides = ((q, plan.q_blocks, plan.block_q), (k, plan.k_blocks, plan.block_k))
+    queries, keys = _pool(*sides, dtype=dtype)
+    return queries, keys
+
+
+def pooled_keys(k: Tensor, v: Tensor, table: BlockTable, block: int = 128) -> PooledKeys:
+    """One pooled key for each block of `table`, from k and v [B, Lk, Hkv, D], in their type.
+
+    A block without valid tokens has log_count -inf: it counts for nothing.
+    """
+    key, value = _pool((k, table, block), (v, table, block), dtype=k.dtype)
+    return PooledKeys(key, value, table.lengths.float().log())
+
+
+def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Tensor]:
+    """`pool_blocks` of one or two (tensor, table, slots of a block), two in the same launch."""
+    from dit_accel.kernels.backends import runs_triton
+
+    for x, table, _ in sides:
+        if table.order is not None and table.order.shape[0] != x.shape[1]:
+            raise DitAccelError(
+                f"x: expected {table.order.shape[0]} tokens like the table's order, "
+                f"got {x.shape[1]}."
+            )
+    if not runs_triton(sides[0][0]):
+        return [_mean(x, table, block, dtype) for x, table, block in sides]
+    from dit_accel.kernels.triton_pooling import pool_pair
+
+    x, table, block = sides[0]
+    nothing = (x[:0], table, block)
+    fields = [
+        field
+        for x, table, block in (*sides, nothing)[:2]
+        for field in (x, table.order, table.starts, table.lengths, block)
+    ]
+    return list(pool_pair(*fields, dtype))[: len(sides)]
+
+
+def _mean(x: Tensor, table: BlockTable, block: int, dtype: torch.dtype) -> Tensor:
+    """The same with torch alone, some blocks at a time."""
+    batch, _, heads, dim = x.shape
+    slots = torch.arange(block, device=x.device)
+    inside = slots < table.lengths.unsqueeze(-1)  # [Bp, N, block]
+    positions = torch.where(inside.any(0), table.starts.unsqueeze(-1) + slots, 0)
+    tokens = positions if table.order is None else table.order[positions.long()]
+    count = table.lengths.clamp_min(1)[..., None, None]
+    some = max(1, _CHUNK // max(1, batch * block * heads * dim))
+    sums = [x.new_zeros((batch, 0, heads, dim), dtype=torch.float32)]
+    for first in range(0, table.count, some):
+        part = slice(first, first + some)
+        rows = x.index_select(1, tokens[part].flatten()).unflatten(1, (-1, block))
+        held = inside[:, part, :, None, None]
+        sums.append(torch.where(held, rows, 0).sum(2, dtype=torch.float32))
+    return (torch.cat(sums, 1) / count).to(dtype)
