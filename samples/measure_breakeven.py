@@ -2,8 +2,9 @@
 
     python samples/measure_breakeven.py --out samples/results/breakeven_<machine>.csv
 
-Results of up to 20,000 tokens are proven against another backend before they are timed. The dense
-time is the best of the machine's scaled_dot_product_attention kernels.
+Every result is proven against an oracle before it is timed. Times include the host's part of a
+call, which is most of a small one. The dense time is that of the fastest of torch's own kernels,
+which is what stock diffusers runs.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import os
-import platform
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dit_accel.bench import dense
+from dit_accel.bench.cases import Case, make_inputs
+from dit_accel.bench.machine import machine
+from dit_accel.bench.proof import expected_rows, poisoned, prove
+from dit_accel.bench.timing import Inputs, measure_wall
 from dit_accel.kernels.backends import choose
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import pattern, plan_for
@@ -31,7 +30,9 @@ from dit_accel.layout import TokenLayout
 GPU_GRIDS = ((9, 24, 24), (21, 30, 52), (5, 16, 16), (9, 32, 32), (13, 30, 45), (21, 45, 80))
 CPU_GRIDS = ((3, 12, 12), (5, 16, 16), (9, 24, 24))
 FRACTIONS = (0.3, 0.4, 0.5, 0.65, 0.8)
-DENSE = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
+HEADS = 8
+STOCK = ("cudnn", "fa2", "sdpa")
+"""Dense kernels that come with torch."""
 
 
 def main() -> None:
@@ -41,118 +42,61 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    here = machine(device)
+    common = {k: getattr(here, k) for k in ("machine", "threads", "torch", "triton", "commit")}
     grids = GPU_GRIDS if device.type == "cuda" else CPU_GRIDS
     with options.out.open("w", newline="") as file:
         writer: csv.DictWriter[str] | None = None
         for grid, dim in itertools.product(grids, (128, 64)):
-            rows = measure(grid, dim, device)
-            if writer is None:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
+            for row in measured(grid, dim, device):
+                if writer is None:
+                    writer = csv.DictWriter(file, [*row, *common])
+                    writer.writeheader()
+                writer.writerow(row | common)
+                file.flush()
+                print(row, flush=True)
 
 
-def measure(grid: tuple[int, int, int], dim: int, device: torch.device) -> list[dict[str, object]]:
-    """One row for each window width; 8 heads, batch 1."""
+def measured(
+    grid: tuple[int, int, int], dim: int, device: torch.device
+) -> Iterator[dict[str, object]]:
+    """One row for each window width; batch 1."""
     layout = TokenLayout(grid)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    shape = (1, layout.length, 8, dim)
-    q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
-    dense_ms, kernel = best_dense(q, k, v)
-    rows = []
+    inputs = make_inputs(Case("", "", layout, HEADS, dim), dtype, device)
+    dense_ms, kernel = best_dense(inputs, device)
     for fraction in FRACTIONS:
         sliding = pattern("sliding_tile", window={"fraction": [1.0, fraction, fraction]})
         plan = plan_for(layout, sliding, device)
-        backend = choose(q, k, v, plan)
+        backend = choose(*inputs, plan)
 
         def sparse(plan=plan, backend=backend) -> torch.Tensor:
-            return block_sparse_attention(q, k, v, plan, backend=backend)
+            return block_sparse_attention(*inputs, plan, backend=backend)
 
-        proof = "reference" if backend == "torch" else "torch"
-        if layout.length < 20_000:
-            wanted = block_sparse_attention(q, k, v, plan, backend=proof).double()
-            error = float((sparse().double() - wanted).norm() / wanted.norm())
-            if error > 1e-2:
-                raise SystemExit(f"{backend} is wrong on {grid}: relative error {error:.2e}")
-        sparse_ms = milliseconds(sparse, device)
-        rows.append(
-            {
-                "tokens": layout.length,
-                "head_dim": dim,
-                "backend": backend,
-                "launched_density": round(plan.launched_density(backend), 4),
-                "kept_density": round(plan.kept_density(), 4),
-                "dense_kernel": kernel,
-                "dense_ms": round(dense_ms, 4),
-                "sparse_ms": round(sparse_ms, 4),
-                "speedup": round(dense_ms / sparse_ms, 3),
-                **machine(device),
-            }
-        )
-        print({key: rows[-1][key] for key in list(rows[-1])[:9]}, flush=True)
-    return rows
+        proof = prove(poisoned(sparse, inputs[0]), expected_rows(*inputs, plan))
+        if not proof.ok:
+            raise SystemExit(f"{backend} is wrong on {grid}: {proof.why}")
+        sparse_ms = measure_wall(sparse, device).median_ms
+        yield {
+            "tokens": layout.length,
+            "head_dim": dim,
+            "backend": backend,
+            "launched_density": round(plan.launched_density(backend), 4),
+            "kept_density": round(plan.kept_density(), 4),
+            "dense_kernel": kernel,
+            "dense_ms": round(dense_ms, 4),
+            "sparse_ms": round(sparse_ms, 4),
+            "speedup": round(dense_ms / sparse_ms, 3),
+        }
 
 
-def best_dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[float, str]:
-    """Milliseconds and name of the fastest dense kernel."""
-    heads_first = [t.transpose(1, 2) for t in (q, k, v)]
-    if q.device.type == "cpu":
-        return milliseconds(lambda: F.scaled_dot_product_attention(*heads_first), q.device), "sdpa"
-    times = {}
-    for kernel in DENSE:
-        with sdpa_kernel(kernel):
-            name = kernel.name.lower()
-            times[name] = milliseconds(
-                lambda: F.scaled_dot_product_attention(*heads_first), q.device
-            )
-    name = min(times, key=lambda key: times[key])
-    return times[name], name
-
-
-def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    """Median time of a call after two that do not count."""
-    times = []
-    for number in range(repeats + 2):
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            took = begin.elapsed_time(end)
-        else:
-            started = time.perf_counter()
-            call()
-            took = (time.perf_counter() - started) * 1e3
-        if number > 1:
-            times.append(took)
-    return statistics.median(times)
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """What the numbers were measured on."""
-    commit = (
-        os.environ.get("COMMIT")
-        or subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip()
+def best_dense(inputs: Inputs, device: torch.device) -> tuple[float, str]:
+    """Milliseconds and name of the fastest of torch's dense kernels."""
+    kernels = [kernel for kernel in dense.present(device)[0] if kernel.name in STOCK]
+    return min(
+        (measure_wall(lambda kernel=kernel: kernel.run(*inputs), device).median_ms, kernel.name)
+        for kernel in kernels
     )
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU"
-    try:
-        import triton
-
-        version = triton.__version__
-    except ImportError:
-        version = ""
-    return {
-        "machine": name,
-        "threads": "" if cuda else str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "triton": version,
-        "commit": commit,
-    }
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -30,11 +31,9 @@ class DenseKernel:
 
 def _sdpa(*backends: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-        if not backends:
-            return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
-        with sdpa_kernel(list(backends)):
-            return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+        with sdpa_kernel(list(backends)) if backends else nullcontext():
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
     return run
 

@@ -15,7 +15,7 @@ from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan, BlockTable
-from dit_accel.kernels.tiling import clipped_split
+from dit_accel.kernels.tiling import Tiling, Window, clipped_split, visible_range
 from dit_accel.layout import TokenLayout
 
 FRAMES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
@@ -89,25 +89,40 @@ def sliding_tile(
 def _windows(
     layout: TokenLayout, device: str, layout_kind: LayoutKind, tile: object
 ) -> list[tuple[SlidingTile, float]]:
-    """Patterns and the launched density of their plans, worked out without making them.
-
-    Each tile sees the same number of tiles, and everything outside the video sees, and is seen
-    by, everything.
-    """
+    """Patterns and the launched density of their plans, worked out without making them."""
     frames = FRAMES if layout.grid[0] > 1 else (1.0,)
     tried = []
     for t in frames:
         for side in SIDES:
             pattern = SlidingTile(window={"fraction": [t, side, side]}, tile=tile)
             tiling = pattern.tiling(layout, device, layout_kind=layout_kind)
-            seen = math.prod(
-                pattern.window.tiles(axis, layout.grid[axis], tiling.counts[axis])
-                for axis in range(3)
-            )
-            others = sum(math.ceil(n / tiling.block) for n in (layout.before, layout.after))
-            visits = tiling.tiles * (seen + others) + others * (tiling.tiles + others)
-            tried.append((pattern, visits * tiling.block**2 / layout.length**2))
+            pairs = _pairs if layout_kind == "lengths" else _slots
+            tried.append((pattern, pairs(layout, tiling, pattern.window) / layout.length**2))
     return tried
+
+
+def _slots(layout: TokenLayout, tiling: Tiling, window: Window) -> int:
+    """Slots launched where each visit takes a whole block.
+
+    Each tile sees the same number of tiles; what is not video sees, and is seen by, everything.
+    """
+    seen = math.prod(
+        window.tiles(axis, layout.grid[axis], tiling.counts[axis]) for axis in range(3)
+    )
+    others = sum(math.ceil(n / tiling.block) for n in (layout.before, layout.after))
+    visits = tiling.tiles * (seen + others) + others * (tiling.tiles + others)
+    return visits * tiling.block**2
+
+
+def _pairs(layout: TokenLayout, tiling: Tiling, window: Window) -> int:
+    """Token pairs visited where tiles take their own lengths."""
+    pairs = 1
+    for axis, parts in enumerate(tiling.parts):
+        width = window.tiles(axis, layout.grid[axis], len(parts))
+        ranges = [visible_range(number, width, len(parts)) for number in range(len(parts))]
+        pairs *= sum(size * sum(parts[a:b]) for size, (a, b) in zip(parts, ranges, strict=True))
+    others = layout.before + layout.after
+    return pairs + others * (2 * layout.video_length + others)
 
 
 def layout_kind_of(backend: str, device: torch.device) -> LayoutKind:

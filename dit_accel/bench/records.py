@@ -69,6 +69,60 @@ class Row:
     gbytes_per_s: float | None = None
 
 
+@dataclass(frozen=True)
+class StepRow:
+    """One variant of a step; None where a column says nothing about it.
+
+    what: "dense" (stock diffusers) or "profile". mode: "eager" or "compiled" (repeated blocks).
+    layers: blocks built, of layers_of in the checkpoint. dense_kernel: diffusers' backend.
+    ms: median of `repeats` forwards. first_ms: the first one, with what it compiles.
+    attention_ms: all attention calls of a forward; self_attention_ms: those over the video. Both
+        are measured with events, for dense in an eager forward.
+    launched_density, kept_density: means over the self-attention calls that ran sparse.
+    sparse, dense_calls: self-attention calls of a forward, and `reasons` of the dense ones.
+    reused: self- and cross-attention calls of a forward.
+    change: relative L2 difference of the output from dense (random weights: it says that the
+        profile did something, nothing about quality).
+    bound: Amdahl's (see `bench.step`). of_bound: speedup over it.
+    """
+
+    what: str
+    model: str
+    profile: str = ""
+    mode: str = "eager"
+    status: str = "ok"
+    note: str = ""
+    layers: int | None = None
+    layers_of: int | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    tokens: int | None = None
+    dtype: str = ""
+    dense_kernel: str = ""
+    ms: float | None = None
+    best_ms: float | None = None
+    worst_ms: float | None = None
+    repeats: int | None = None
+    first_ms: float | None = None
+    attention_ms: float | None = None
+    self_attention_ms: float | None = None
+    attention_share: float | None = None
+    peak_gib: float | None = None
+    backend: str = ""
+    launched_density: float | None = None
+    kept_density: float | None = None
+    sparse: float | None = None
+    reused: float | None = None
+    dense_calls: float | None = None
+    reasons: str = ""
+    change: float | None = None
+    speedup: float | None = None
+    bound: float | None = None
+    of_bound: float | None = None
+    peak_over_dense: float | None = None
+
+
 class CsvLog:
     """A CSV file that gets one row at a time, each on disk before the next is measured.
 

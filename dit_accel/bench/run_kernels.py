@@ -104,8 +104,8 @@ def _run_case(case: Case, options: Options, console: Console, log: CsvLog) -> li
     title = f"{case.name} ({case.title}): {sizes}"
     dense = [row for row in rows if row.what == "dense"]
     sparse = [row for row in rows if row.what == "sparse"]
-    table.show(console, table.dense_table(title, [r for r in dense if r.status != SKIPPED]))
-    table.show(console, table.sparse_table(title, _worth_showing(sparse)))
+    table.show(console, title, table.dense_table(dense))
+    table.show(console, title, table.sparse_table(_worth_showing(sparse)))
     return rows
 
 
@@ -137,9 +137,9 @@ def _dense_of(case: Case, rows: Sequence[Row]) -> list[Row]:
 def _print_rest(rows: Sequence[Row], console: Console, tiny: bool) -> None:
     others = [row for row in rows if row.what in ("whole call", "ceiling")]
     if others:
-        table.show(console, table.other_table(others))
+        table.show(console, "Whole calls and ceilings", table.other_table(others))
     if not tiny and (goals := reached(rows)):
-        table.show(console, table.goals_table(goals))
+        table.show(console, "Goals", table.goals_table(goals))
 
 
 def _check(rows: Sequence[Row]) -> None:

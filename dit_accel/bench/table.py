@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dit_accel.bench.goals import Reached
 from dit_accel.bench.machine import Machine
@@ -18,8 +17,9 @@ LOG_WIDTH = 180
 STYLES = {OK: "", WRONG: "bold red", SKIPPED: "dim"}
 
 
-def show(console: Console, table: Table) -> None:
+def show(console: Console, title: str, table: Table) -> None:
     """Print a table; a log, which has no width of its own, gets a wide one without padding."""
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:
         console.print(table)
         return
@@ -39,13 +39,12 @@ def machine_line(machine: Machine) -> str:
     return ", ".join([*parts, f"commit {machine.commit or 'unknown'}", machine.date])
 
 
-def new_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def new_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table that is narrow enough for logs: without the columns that no row fills.
 
     Columns that hold numbers in every filled cell are aligned to the right.
     """
-    table = Table(title=Text(title, no_wrap=True), title_justify="left", box=box.SIMPLE_HEAD)
-    table.padding = (0, 1, 0, 0)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     for i in kept:
         numeric = all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
@@ -72,16 +71,16 @@ OTHER_COLUMNS = (
 )  # fmt: skip
 
 
-def dense_table(title: str, rows: Sequence[Row]) -> Table:
+def dense_table(rows: Sequence[Row]) -> Table:
     """The dense kernels of a case."""
     cells = [
         (row.kernel, number(row.ms, 4), number(row.useful_tflops), small(row.error), _note(row))
         for row in rows
     ]
-    return styled(new_table(title, DENSE_COLUMNS, cells), [STYLES[row.status] for row in rows])
+    return styled(new_table(DENSE_COLUMNS, cells), [STYLES[row.status] for row in rows])
 
 
-def sparse_table(title: str, rows: Sequence[Row]) -> Table:
+def sparse_table(rows: Sequence[Row]) -> Table:
     """The backends on the plans of a case; rates are TFLOP/s, ratios are of useful ones."""
     over_fa3 = next((row.fa3_is for row in rows if row.fa3_is), "FA3")
     columns = [f"/ {over_fa3}" if name == "/ FA3" else name for name in SPARSE_COLUMNS]
@@ -107,7 +106,7 @@ def sparse_table(title: str, rows: Sequence[Row]) -> Table:
                 _note(row),
             )
         )
-    return styled(new_table(title, columns, cells), [STYLES[row.status] for row in rows])
+    return styled(new_table(columns, cells), [STYLES[row.status] for row in rows])
 
 
 def other_table(rows: Sequence[Row]) -> Table:
@@ -130,7 +129,7 @@ def other_table(rows: Sequence[Row]) -> Table:
                 _note(row),
             )
         )
-    table = new_table("Whole calls and ceilings", OTHER_COLUMNS, cells)
+    table = new_table(OTHER_COLUMNS, cells)
     return styled(table, [STYLES[row.status] for row in rows])
 
 
@@ -148,7 +147,7 @@ def goals_table(found: Sequence[Reached]) -> Table:
     ]
     columns = ("Goal", "Bound", "Reached", "Met", "Worst cell")
     styles = ["green" if entry.met else "red" for entry in found]
-    return styled(new_table("Goals", columns, cells), styles)
+    return styled(new_table(columns, cells), styles)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -17,7 +17,7 @@ MAX_WARMUP = 50
 HEAD_START_CYCLES = 20_000_000
 """How long the GPU is kept busy (about 10 ms) while the host queues the calls behind it."""
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Rotation:
 
     def __init__(self, inputs: Inputs) -> None:
         count = copies_needed(sum(x.nbytes for x in inputs), cache_bytes(inputs[0].device))
-        self.sets = [inputs] + [tuple(x.clone() for x in inputs) for _ in range(count - 1)]
+        q, k, v = inputs
+        copies = [(q.clone(), k.clone(), v.clone()) for _ in range(count - 1)]
+        self.sets: list[Inputs] = [inputs, *copies]
         self._next = 0
 
     def __call__(self) -> Inputs:

@@ -130,6 +130,106 @@ def kernels(
     run_kernels(request, out)
 
 
+@bench.command()
+@guarded
+def step(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="wan-1.3b, wan-14b, wan-5b, hunyuan, cogvideox-5b, flux, ltx; tiny-wan for a CPU.",
+            rich_help_panel=WHAT,
+        ),
+    ],
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A profile's name or TOML file; may be given several times. \\[default: auto]",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    density: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Also sliding_tile in every self-attention layer at about this launched "
+            "density; may be given several times.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels. \\[default: the model's]", rich_help_panel=WHAT),
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=WHAT)] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=WHAT)
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Build only about so many blocks, for small GPUs.", rich_help_panel=HOW
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the repeated blocks, for both.", rich_help_panel=HOW
+        ),
+    ] = False,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention backend of diffusers for dense calls. \\[default: the fastest here]",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Whose sparse kernels. \\[default: the best]", rich_help_panel=HOW),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Timed forwards. \\[default: 10, or 3 that take over 3 s]",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
+    output: Annotated[Path | None, CSV] = None,
+    debug: Annotated[bool, DEBUG] = False,
+) -> None:
+    """Time one denoising step of a real configuration, dense and with profiles.
+
+    Weights are random: nothing is downloaded, and times are those of the real model.
+
+    Example: [bold]dit-accel bench step --model wan-14b --density 0.15[/]
+    """
+    from dit_accel.cli.runtime import pick_device, pick_dtype, quiet
+
+    quiet()
+    from dit_accel.bench.run_step import StepRequest, run_step
+
+    where = pick_device(device)
+    request = StepRequest(
+        model=model,
+        device=where,
+        dtype=pick_dtype(dtype, where),
+        profiles=tuple(profile or ()),
+        densities=tuple(density or ()),
+        height=height,
+        width=width,
+        frames=frames,
+        backend=backend,
+        dense=dense,
+        layers=layers,
+        repeats=repeats,
+        compile=compiled,
+        out=output,
+    )
+    run_step(request, out)
+
+
 def _names(text: str | None) -> tuple[str, ...]:
     """The parts of a list that is separated by commas."""
     return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))

@@ -1,0 +1,188 @@
+"""Parts of `bench step`: the best dense attention of diffusers, timed sites, a place in a run."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dit_accel.bench.timing import measure, synchronize
+from dit_accel.errors import DitAccelError
+from dit_accel.policy import SiteKey
+from dit_accel.report import Outcome, Recorder
+
+TORCH_KERNELS: dict[str, list[SDPBackend]] = {
+    "native": [],
+    "_native_cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "_native_flash": [SDPBackend.FLASH_ATTENTION],
+    "_native_efficient": [SDPBackend.EFFICIENT_ATTENTION],
+}
+"""Attention backends of diffusers that are torch's own; [] leaves the choice to torch."""
+PACKAGE_KERNELS = ("flash", "_flash_3", "xformers")
+
+
+@dataclass(frozen=True)
+class DenseChoice:
+    """The dense backend of diffusers that a model runs with, and what the others took.
+
+    times: milliseconds of one self-attention call. failed: why a backend cannot run it.
+    """
+
+    name: str
+    times: dict[str, float]
+    failed: dict[str, str]
+
+
+def choose_dense(
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    masked: bool,
+    wanted: str | None = None,
+) -> DenseChoice:
+    """Time one self-attention call [B, S, H, D] of the model with each backend; take the fastest.
+
+    masked: with the mask of valid keys that the model passes. wanted: only this one.
+    Raises DitAccelError where none can run.
+    """
+    q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
+    mask = torch.ones(1, 1, 1, shape[1], dtype=torch.bool, device=device) if masked else None
+    times: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    names = [*TORCH_KERNELS, *(PACKAGE_KERNELS if dispatches(model) else ())]
+    if device.type == "cpu":
+        names = ["native"]
+    for name in [wanted] if wanted else names:
+
+        def call(name: str = name) -> Tensor:
+            return _attend(model, q, k, v, mask, name)
+
+        try:
+            times[name] = measure(call, device, 3, 1).median_ms
+        except Exception as error:  # each library refuses in its own way
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    if not times:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise DitAccelError(f"no dense attention can run here: {reasons}")
+    return DenseChoice(min(times, key=lambda name: times[name]), times, failed)
+
+
+def dispatches(model: nn.Module) -> bool:
+    """Whether the model's attention goes through diffusers' backends, not straight to torch."""
+    processors = getattr(model, "attn_processors", {}).values()
+    modules = (getattr(module, "processor", None) for module in model.modules())
+    return any(hasattr(p, "_attention_backend") for p in (*processors, *modules))
+
+
+def _attend(
+    model: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: str
+) -> Tensor:
+    from diffusers.models import attention_dispatch as diffusers_attention
+
+    if dispatches(model):
+        backend = diffusers_attention.AttentionBackendName(name)
+        diffusers_attention._check_attention_backend_requirements(backend)
+        out: Tensor = diffusers_attention.dispatch_attention_fn(
+            q, k, v, attn_mask=mask, backend=backend
+        )
+        return out
+    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+    with torch_kernels(name):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def torch_kernels(name: str) -> AbstractContextManager[Any]:
+    """Torch's attention restricted to what `name` of TORCH_KERNELS means."""
+    kernels = TORCH_KERNELS.get(name)
+    return sdpa_kernel(kernels) if kernels else nullcontext()
+
+
+@contextmanager
+def dense_attention(model: Any, name: str) -> Iterator[None]:
+    """The model's dense attention is that of backend `name`, by diffusers' own switch."""
+    if not dispatches(model):
+        with torch_kernels(name):
+            yield
+        return
+    from diffusers.models import attention_dispatch
+
+    registry = attention_dispatch._AttentionBackendRegistry
+    before = registry.get_active_backend()[0]
+    model.set_attention_backend(name)
+    try:
+        yield
+    finally:
+        model.reset_attention_backend()
+        registry.set_active_backend(before)
+
+
+class RunPosition:
+    """Stands for a scheduler in the middle of a run: each forward is the next step.
+
+    steps: of the run; first: the step that it starts with.
+    """
+
+    begin_index = 0
+
+    def __init__(self, steps: int, first: int) -> None:
+        self.timesteps = list(range(steps, 0, -1))
+        self.step_index = first - 1
+
+    def advance(self) -> None:
+        """The next forward is one step later."""
+        self.step_index += 1
+
+
+@dataclass
+class TimedSites(Recorder):
+    """A recorder that keeps the time of each attention call by its kind, self or cross."""
+
+    spans: list[tuple[str, Any, Any]] = field(default_factory=list)
+    _open: tuple[Any, Any] | None = None
+
+    def start(self, steps: int) -> None:
+        """See Recorder.start."""
+        super().start(steps)
+        self.spans = []
+
+    @contextmanager
+    def attention(self, device: torch.device) -> Iterator[None]:
+        """Time one attention call; `count`, which follows it, says whose it was."""
+        begin = _mark(device)
+        yield
+        self._open = begin, _mark(device)
+
+    def count(self, site: SiteKey, step: int, outcome: Outcome, **details: Any) -> None:
+        """See Recorder.count."""
+        super().count(site, step, outcome, **details)
+        if self._open is not None:
+            self.spans.append((site.kind, *self._open))
+            self._open = None
+
+    def milliseconds(self, device: torch.device) -> dict[str, list[float]]:
+        """Times of the calls so far, by kind."""
+        synchronize(device)
+        times: dict[str, list[float]] = defaultdict(list)
+        for kind, begin, end in self.spans:
+            if isinstance(begin, float):
+                times[kind].append((end - begin) * 1e3)
+            else:
+                times[kind].append(begin.elapsed_time(end))
+        return times
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -1,0 +1,99 @@
+"""Plans of a wanted density: their lists, and windows whose density is worked out beforehand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from dit_accel.bench.cases import CASES, make_inputs, pick_cases
+from dit_accel.bench.plans import _windows, layout_kind_of, random_plan, sliding_tile
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.patterns import plan_for
+from dit_accel.layout import TokenLayout
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("block_k", [64, 128])
+@pytest.mark.parametrize("length", [128, 129, 700, 1024])
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.05])
+def test_random_lists(length: int, block_k: int, density: float) -> None:
+    plan = random_plan(length, density, CPU, block_k=block_k, heads=3)
+    plan.validate()
+    blocks = math.ceil(length / block_k)
+    visits = max(1, round(density * blocks))
+    assert plan.full_count.unique().tolist() == [visits]
+    for lists in plan.full_index.flatten(0, 2).tolist():
+        assert sorted(set(lists)) == lists and len(lists) == visits
+    short = set() if length % block_k == 0 else {blocks - 1}
+    whole = [visits - len(short & set(row)) for row in plan.full_index.flatten(0, 2).tolist()]
+    assert plan.unmasked_count is not None and plan.unmasked_count.flatten().tolist() == whole
+    queries = math.ceil(length / 128)
+    slots = queries * visits * 128 * block_k
+    assert plan.launched_density() == pytest.approx(slots / length**2)
+
+
+def test_random_lists_differ_per_head_and_repeat_per_seed() -> None:
+    first, again = (random_plan(4096, 0.3, CPU, heads=2, seed=7) for _ in range(2))
+    assert torch.equal(first.full_index, again.full_index)
+    assert not torch.equal(first.full_index[:, 0], first.full_index[:, 1])
+    assert random_plan(4096, 0.3, CPU).heads == 1
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        TokenLayout((5, 9, 11)),
+        TokenLayout((3, 17, 10), before=37),
+        TokenLayout((7, 8, 9), after=150),
+        TokenLayout((1, 40, 33), before=5, after=130),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["gather", "lengths", "boxes"])
+def test_densities_of_windows_are_those_of_their_plans(layout: TokenLayout, kind: str) -> None:
+    backend = "torch" if kind == "lengths" else "triton"
+    tried = _windows(layout, "cpu", kind, "auto")  # type: ignore[arg-type]
+    for pattern, density in tried[:: len(tried) // 12]:
+        plan = plan_for(layout, pattern, CPU, layout_kind=kind)  # type: ignore[arg-type]
+        assert plan.launched_density(backend) == pytest.approx(density)
+
+
+def test_window_nearest_to_a_density() -> None:
+    layout = CASES["21x45x80"].layout
+    for wanted, kind in itertools.product((0.5, 0.2, 0.1, 0.05), ("gather", "boxes")):
+        pattern = sliding_tile(layout, wanted, CPU, kind)  # type: ignore[arg-type]
+        plan = plan_for(layout, pattern, CPU, layout_kind=kind)  # type: ignore[arg-type]
+        assert abs(math.log(plan.launched_density() / wanted)) < 0.1
+    fixed = sliding_tile(layout, 0.2, CPU, "gather", (2, 8, 8))
+    assert fixed.tile == (2, 8, 8)
+
+
+def test_layout_kinds_of_backends() -> None:
+    cuda = torch.device("cuda")
+    assert [layout_kind_of(n, cuda) for n in ("hopper", "triton")] == ["boxes", "gather"]
+    assert [layout_kind_of(n, CPU) for n in ("torch", "triton")] == ["lengths", "gather"]
+
+
+def test_cases() -> None:
+    assert {case.layout.length for case in pick_cases(("wan-14b", "21x45x80"))} == {75600}
+    assert [case.heads for case in pick_cases(("wan-14b",), heads=8)] == [8]
+    assert [case.heads for case in pick_cases(("wan-14b", "l32768"), quick=True)] == [8, 12]
+    assert len(pick_cases(())) == len(pick_cases(("all",))) == len(CASES)
+    assert {case.name for case in pick_cases((), quick=True)} == {
+        name for name, case in CASES.items() if case.table
+    }
+    for case in pick_cases((), tiny=True):
+        assert case.layout.length < 400
+    with pytest.raises(DitAccelError, match="Did you mean 'wan-14b'"):
+        pick_cases(("wan-14",))
+
+
+def test_scores_of_real_keys_are_far_below_those_of_zeros() -> None:
+    q, k, v = make_inputs(CASES["13x30x45"].shrunk(), torch.float32, CPU)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    assert scores.mean() < -2
+    assert abs(v.mean()) < 0.1
