@@ -15,12 +15,15 @@ from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan, BlockTable
-from dit_accel.kernels.tiling import Tiling, Window, clipped_split, visible_range
+from dit_accel.kernels.tiling import clipped_split
 from dit_accel.layout import TokenLayout
 
-FRAMES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-SIDES = (0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+FRAMES = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+SIDES = tuple(round(0.04 * 1.15**n, 3) for n in range(23)) + (1.0,)
 """Widths of windows, as fractions of an axis, that are tried to meet a density."""
+ASPECTS = (1.0, 1.3, 1 / 1.3)
+NEAR = 0.08
+"""Relative distance of a density that is near enough."""
 LAYOUT_KINDS: dict[str, LayoutKind] = {"hopper": "boxes"}
 """Backends that read tiles in another way than their device's default."""
 
@@ -76,53 +79,58 @@ def random_plan(
 def sliding_tile(
     layout: TokenLayout,
     density: float,
-    device: torch.device,
     layout_kind: LayoutKind,
     tile: object = "auto",
 ) -> SlidingTile:
-    """The sliding tile pattern whose launched density is nearest to the one asked."""
-    tried = _windows(layout, str(device), layout_kind, tile)
-    return min(tried, key=lambda entry: abs(math.log(entry[1] / density)))[0]
+    """The sliding tile pattern whose launched density is nearest to the one asked.
+
+    Square windows first; where none comes near, wide and high ones. Blocks of 128 tokens, which
+    every kernel takes, go before smaller ones.
+    """
+    tried: dict[SlidingTile, tuple[float, int]] = {}
+
+    def distance(pattern: SlidingTile) -> tuple[bool, float]:
+        launched, block = tried[pattern]
+        return block < 128, abs(math.log(launched / density))
+
+    for aspect in ASPECTS:
+        for frames in FRAMES if layout.grid[0] > 1 else (1.0,):
+            tried |= _bisected(layout, density, layout_kind, tile, frames, aspect)
+        if distance(best := min(tried, key=distance)) < (False, NEAR):
+            break
+    return best
 
 
-@lru_cache(maxsize=32)
-def _windows(
-    layout: TokenLayout, device: str, layout_kind: LayoutKind, tile: object
-) -> list[tuple[SlidingTile, float]]:
-    """Patterns and the launched density of their plans, worked out without making them."""
-    frames = FRAMES if layout.grid[0] > 1 else (1.0,)
-    tried = []
-    for t in frames:
-        for side in SIDES:
-            pattern = SlidingTile(window={"fraction": [t, side, side]}, tile=tile)
-            tiling = pattern.tiling(layout, device, layout_kind=layout_kind)
-            pairs = _pairs if layout_kind == "lengths" else _slots
-            tried.append((pattern, pairs(layout, tiling, pattern.window) / layout.length**2))
+def _bisected(
+    layout: TokenLayout,
+    density: float,
+    layout_kind: LayoutKind,
+    tile: object,
+    frames: float,
+    aspect: float,
+) -> dict[SlidingTile, tuple[float, int]]:
+    """Patterns around a density, with their own and their blocks: wider windows launch more."""
+    tried: dict[SlidingTile, tuple[float, int]] = {}
+    low, high = 0, len(SIDES) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        sides = [min(1.0, round(SIDES[middle] * by, 3)) for by in (aspect, 1 / aspect)]
+        pattern = SlidingTile(window={"fraction": [frames, *sides]}, tile=tile)
+        tried[pattern] = _launched(layout, pattern, layout_kind)
+        if tried[pattern][0] < density:
+            low = middle + 1
+        else:
+            high = middle - 1
     return tried
 
 
-def _slots(layout: TokenLayout, tiling: Tiling, window: Window) -> int:
-    """Slots launched where each visit takes a whole block.
-
-    Each tile sees the same number of tiles; what is not video sees, and is seen by, everything.
-    """
-    seen = math.prod(
-        window.tiles(axis, layout.grid[axis], tiling.counts[axis]) for axis in range(3)
-    )
-    others = sum(math.ceil(n / tiling.block) for n in (layout.before, layout.after))
-    visits = tiling.tiles * (seen + others) + others * (tiling.tiles + others)
-    return visits * tiling.block**2
-
-
-def _pairs(layout: TokenLayout, tiling: Tiling, window: Window) -> int:
-    """Token pairs visited where tiles take their own lengths."""
-    pairs = 1
-    for axis, parts in enumerate(tiling.parts):
-        width = window.tiles(axis, layout.grid[axis], len(parts))
-        ranges = [visible_range(number, width, len(parts)) for number in range(len(parts))]
-        pairs *= sum(size * sum(parts[a:b]) for size, (a, b) in zip(parts, ranges, strict=True))
-    others = layout.before + layout.after
-    return pairs + others * (2 * layout.video_length + others)
+@lru_cache(maxsize=4096)
+def _launched(
+    layout: TokenLayout, pattern: SlidingTile, layout_kind: LayoutKind
+) -> tuple[float, int]:
+    """Launched density of the pattern's plan, and its block."""
+    plan = pattern.build(layout, torch.device("cpu"), layout_kind=layout_kind)
+    return plan.launched_density("torch" if layout_kind == "lengths" else "triton"), plan.block_q
 
 
 def layout_kind_of(backend: str, device: torch.device) -> LayoutKind:
@@ -153,12 +161,11 @@ def _per_head(
 def _sliding(
     case: Case, density: float, device: torch.device, layout_kind: LayoutKind, tile: object
 ) -> tuple[BlockPlan, str]:
-    pattern = sliding_tile(case.layout, density, device, layout_kind, tile)
-    tiling = pattern.tiling(case.layout, device, layout_kind=layout_kind)
-    shape = "x".join(map(str, tiling.tile))
+    pattern = sliding_tile(case.layout, density, layout_kind, tile)
     window = "/".join(f"{value:g}" for value in pattern.window.values)
     plan = plan_for(case.layout, pattern, device, layout_kind=layout_kind)
-    return plan, f"tile {shape}, window {window}"
+    box = "x".join(map(str, plan.box)) + " boxes" if plan.box else "gathered tiles"
+    return plan, f"window {window}, {box}"
 
 
 PLAN_KINDS: dict[str, PlanKind] = {

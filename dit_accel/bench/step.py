@@ -151,7 +151,7 @@ def density_profile(
     """sliding_tile in every self-attention layer, its window nearest to a launched density."""
     hopper = "hopper" in BACKENDS and BACKENDS["hopper"].machine() is None
     name = backend or ("hopper" if hopper else "torch" if device.type == "cpu" else "triton")
-    pattern = sliding_tile(layout, density, device, layout_kind_of(name, device))
+    pattern = sliding_tile(layout, density, layout_kind_of(name, device))
     rule = Rule(attention="self", compute=pattern)
     return Profile(f"sliding_tile@{density:g}", rules=(rule,), breakeven=False)
 

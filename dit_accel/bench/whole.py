@@ -41,7 +41,7 @@ def whole_calls(case: Case, dense_rows: list[Row], options: Options) -> Iterator
             dtype=str(options.dtype).removeprefix("torch."),
         )  # fmt: skip
         kind = layout_kind_of(backend, options.device)
-        pattern = sliding_tile(case.layout, WHOLE_DENSITY, options.device, kind, options.tile)
+        pattern = sliding_tile(case.layout, WHOLE_DENSITY, kind, options.tile)
         place = (case.layout, pattern, options.device, None, kind)
         plan = plan_for(*place)
         if (reason := eligible(backend, q, k, v, plan)) is not None:

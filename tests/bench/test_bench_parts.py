@@ -119,7 +119,7 @@ def test_goals_take_the_best_own_backend_of_the_worst_case() -> None:
     def row(case: str, kernel: str, over: float, density: float = 0.2, status: str = OK) -> Row:
         return Row(
             "sparse", case, kernel, "random", density=density, over_fa3=over, status=status,
-            first_call_s=3.0, next_call_s=0.2,
+            first_call_s=25.0 if kernel == "hopper" else 3.0, next_call_s=0.02,
         )  # fmt: skip
 
     rows = [
@@ -135,6 +135,8 @@ def test_goals_take_the_best_own_backend_of_the_worst_case() -> None:
     assert (best.value, best.met, best.where) == (0.93, True, "hopper on l75776, density 0.2")
     portable = found["portable path, D128, density 0.2"]
     assert (portable.value, portable.met) == (0.69, False)
-    assert not found["next call"].met and found["first call, compilation included"].met
+    first = found["first call, compilation included"]
+    assert (first.value, first.met) == (25.0, False)
+    assert found["next call"].met
     assert "whole call, 21x45x80, density 0.1" not in found
     assert len({goal.title for goal in GOALS}) == len(GOALS)

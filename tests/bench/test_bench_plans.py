@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from dit_accel.bench.cases import CASES, make_inputs, pick_cases
-from dit_accel.bench.plans import _windows, layout_kind_of, random_plan, sliding_tile
+from dit_accel.bench.plans import layout_kind_of, random_plan, sliding_tile
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.layout import TokenLayout
@@ -45,31 +45,25 @@ def test_random_lists_differ_per_head_and_repeat_per_seed() -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    [
-        TokenLayout((5, 9, 11)),
-        TokenLayout((3, 17, 10), before=37),
-        TokenLayout((7, 8, 9), after=150),
-        TokenLayout((1, 40, 33), before=5, after=130),
-    ],
+    [TokenLayout((13, 30, 45)), TokenLayout((9, 32, 33), before=226), TokenLayout((1, 96, 80))],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["gather", "lengths", "boxes"])
-def test_densities_of_windows_are_those_of_their_plans(layout: TokenLayout, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["gather", "boxes", "lengths"])
+def test_window_nearest_to_a_density(layout: TokenLayout, kind: Any) -> None:
     backend = "torch" if kind == "lengths" else "triton"
-    tried = _windows(layout, "cpu", kind, "auto")  # type: ignore[arg-type]
-    for pattern, density in tried[:: len(tried) // 12]:
-        plan = plan_for(layout, pattern, CPU, layout_kind=kind)  # type: ignore[arg-type]
-        assert plan.launched_density(backend) == pytest.approx(density)
+    found = []
+    for wanted in (0.5, 0.2):
+        pattern = sliding_tile(layout, wanted, kind)
+        plan = plan_for(layout, pattern, CPU, layout_kind=kind)
+        assert plan.block_q == 128
+        found.append(plan.launched_density(backend))
+        assert abs(math.log(found[-1] / wanted)) < 0.3
+    assert found[0] > found[1]
 
 
-def test_window_nearest_to_a_density() -> None:
-    layout = CASES["21x45x80"].layout
-    for wanted, kind in itertools.product((0.5, 0.2, 0.1, 0.05), ("gather", "boxes")):
-        pattern = sliding_tile(layout, wanted, CPU, kind)  # type: ignore[arg-type]
-        plan = plan_for(layout, pattern, CPU, layout_kind=kind)  # type: ignore[arg-type]
-        assert abs(math.log(plan.launched_density() / wanted)) < 0.1
-    fixed = sliding_tile(layout, 0.2, CPU, "gather", (2, 8, 8))
-    assert fixed.tile == (2, 8, 8)
+def test_the_tile_that_is_asked() -> None:
+    pattern = sliding_tile(TokenLayout((5, 16, 16)), 0.4, "gather", (2, 8, 8))
+    assert pattern.tile == (2, 8, 8)
 
 
 def test_layout_kinds_of_backends() -> None:
