@@ -83,7 +83,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) inside [low, high]."""
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.75)
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -120,17 +120,14 @@ def scatter(samples: Sequence[Sample], better: Literal["higher", "lower"]) -> Sc
     front = pareto(samples, better)
     places = {s.name: (place_x(s.time.median), place_y(s.quality.median)) for s in samples}
     labels = _labels(samples, places, frame)
-    points = [
-        Point(
-            sample,
-            *places[sample.name],
-            (place_x(sample.time.low), place_x(sample.time.high)),
-            (place_y(sample.quality.low), place_y(sample.quality.high)),
-            *labels[sample.name],
-            sample.name in front,
-        )
-        for sample in samples
-    ]
+    points = []
+    for sample in samples:
+        x, y = places[sample.name]
+        label_x, label_y, anchor = labels[sample.name]
+        x_bar = (place_x(sample.time.low), place_x(sample.time.high))
+        y_bar = (place_y(sample.quality.low), place_y(sample.quality.high))
+        on_front = sample.name in front
+        points.append(Point(sample, x, y, x_bar, y_bar, label_x, label_y, anchor, on_front))
     return Scatter(
         frame,
         points,

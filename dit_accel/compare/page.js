@@ -6,7 +6,9 @@
   const main = document.getElementById("main");
   const frames = Number(main.dataset.frames);
   const fps = Number(main.dataset.fps);
-  const HALF_A_FRAME = 0.5 / fps;
+  const NEAR = 0.1 / fps; // seconds: no drift to speak of
+  const FAR = Math.max(0.5 / fps, 0.1); // seconds: too far to catch up by speed
+  const SETTLE = 1000; // milliseconds
 
   // ---- Videos -----------------------------------------------------------------------------
   const addresses = new Map();
@@ -30,8 +32,8 @@
 
   async function load(video) {
     if (!video.src) video.src = address(video.dataset.source);
-    while (video.src && !video.error && video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) {
-      await first(video, "loadeddata", "error", "emptied");
+    while (video.src && !video.error && video.readyState < HTMLMediaElement.HAVE_METADATA) {
+      await first(video, "loadedmetadata", "error", "emptied");
     }
   }
 
@@ -53,6 +55,26 @@
     if (Math.abs(video.currentTime - time) < 1e-4 && !video.seeking) return;
     video.currentTime = time;
     await first(video, "seeked", "error", "emptied");
+  }
+
+  const corrected = new WeakMap(); // video -> when its time was last set
+
+  /**
+   * Bring a playing clip to the master's time. A small drift goes by a little more or less speed;
+   * a larger one by setting the time, which costs a seek: the clip is then given a second to
+   * catch up with what the seek itself took.
+   */
+  function bringBack(video, time) {
+    if (video.seeking) return;
+    const late = time - video.currentTime;
+    const now = performance.now();
+    if (Math.abs(late) > FAR && now - (corrected.get(video) ?? -SETTLE) >= SETTLE) {
+      corrected.set(video, now);
+      video.currentTime = time;
+    } else {
+      const off = Math.abs(late) > NEAR;
+      video.playbackRate = off ? 1 + Math.max(-0.5, Math.min(0.5, 5 * late)) : 1;
+    }
   }
 
   // ---- A row: the clips of one prompt and seed, on the clock of the first (dense) -----------
@@ -168,10 +190,7 @@
       const tick = () => {
         if (!this.playing || this.round !== round) return;
         const time = master.currentTime;
-        for (const other of others) {
-          const drift = Math.abs(other.currentTime - time);
-          if (drift > HALF_A_FRAME && !other.seeking && !master.ended) other.currentTime = time;
-        }
+        if (!master.ended) for (const other of others) bringBack(other, time);
         this.report(Math.min(Math.floor(time * fps), frames - 1));
         next();
       };
@@ -252,9 +271,14 @@
   }
 
   toolbar.hidden = false;
-  new ResizeObserver(() => {
-    main.style.setProperty("--toolbar", `${toolbar.offsetHeight}px`);
-  }).observe(toolbar);
+  // It stays in sight while it leaves most of the window to the clips.
+  function fitToolbar() {
+    const loose = toolbar.offsetHeight > innerHeight / 5;
+    toolbar.classList.toggle("loose", loose);
+    main.style.setProperty("--toolbar", `${loose ? 0 : toolbar.offsetHeight}px`);
+  }
+  new ResizeObserver(fitToolbar).observe(toolbar);
+  addEventListener("resize", fitToolbar);
   toolbar.addEventListener("change", arrange);
   toolbar.addEventListener("submit", (event) => event.preventDefault());
   allButton.addEventListener("click", () => {

@@ -1,7 +1,8 @@
 """The report as a page: one HTML file with its styles, its script and its videos inside.
 
-This module makes what the template shows; `charts` places the drawings, `page_parts` words the
-tables. Nothing is fetched when the page is read, and nothing is lost when it is moved.
+This module puts together what the template shows; `page_summary`, `page_clips` and `page_maps`
+word its parts, `charts` places the drawings. Nothing is fetched when the page is read, and
+nothing is lost when it is moved.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dit_accel.compare import page_parts as parts
+from dit_accel.compare import page_clips, page_maps, page_summary
 from dit_accel.compare.embed import Videos
 from dit_accel.compare.numbers import number, plural, seconds
+from dit_accel.compare.page_words import anchor, title_of
 from dit_accel.compare.results import Results, summarise
 from dit_accel.video import replacing
 
@@ -62,31 +64,33 @@ def _environment() -> Environment:
 
 def _context(results: Results, videos: Videos) -> dict[str, Any]:
     rows = summarise(results)
-    maps = parts.maps(results)
+    maps = page_maps.maps(results)
     pictures = [picture for each in maps for picture in (each.density, each.error) if picture]
-    skipped = [(parts.title_of(n), m.skipped) for n, m in results.metrics.items() if m.skipped]
+    skipped = [(title_of(n), m.skipped) for n, m in results.metrics.items() if m.skipped]
     return {
         "css": (FOLDER / "page.css").read_text(encoding="utf-8"),
         "script": (FOLDER / "page.js").read_text(encoding="utf-8"),
         "results": results,
-        "facts": parts.facts(results),
+        "aspect": results.width / results.height if results.height else 1.0,
+        "facts": page_summary.facts(results),
         "failed": [clip for clip in results.clips if clip.status == "failed"],
-        "columns": parts.columns(results),
-        "summary": parts.summary(results, rows),
+        "columns": page_summary.columns(results, rows),
+        "summary": page_summary.summary(results, rows),
         "skipped_metrics": skipped,
+        "gaps": page_summary.gaps(results),
         "skipped_profiles": [info for info in results.profiles if info.skipped],
-        "plots": parts.plots(results, rows),
+        "plots": page_summary.plots(results, rows),
         "kinds": {info.kind for info in results.profiles if not info.skipped},
-        "choices": parts.choices(results),
-        "groups": parts.groups(results, videos),
-        "difference_text": parts.DIFFERENCE_TEXT,
-        "time_columns": parts.TIME_COLUMNS,
-        "times": parts.times(results),
+        "choices": page_clips.choices(results),
+        "groups": page_clips.groups(results, videos),
+        "difference_text": page_clips.DIFFERENCE_TEXT,
+        "time_columns": page_summary.TIME_COLUMNS,
+        "times": page_summary.times(results),
         "maps": maps,
-        "scale": parts.error_scale(results),
+        "scale": page_maps.error_scale(results),
         "no_values": any(run.level is None for picture in pictures for run in picture.runs),
-        "environment": parts.environment(results),
+        "environment": page_summary.environment(results),
         "other_texts": [p for p in results.profiles if p.kind == "external" and not p.skipped],
         "videos": videos,
-        "anchor": parts.anchor,
+        "anchor": anchor,
     }

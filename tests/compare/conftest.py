@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +19,7 @@ from dit_accel.compare.results import (
     ProfileInfo,
     Results,
 )
+from dit_accel.compare.store import heat_map
 from dit_accel.metrics import psnr
 from dit_accel.video import write_video
 
@@ -72,13 +72,6 @@ def _worse(clip: np.ndarray, strength: float, seed: int) -> np.ndarray:
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def _difference(clip: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    amount = np.abs(clip.astype(int) - dense).max(-1, keepdims=True) / 64
-    return (np.concatenate([amount, amount - 0.5, amount - 1], -1).clip(0, 1) * 255).astype(
-        np.uint8
-    )
-
-
 def _density_map(density: float) -> list[list[float | None]]:
     if density == 1:
         return [[1.0] * STEPS for _ in range(LAYERS)]
@@ -114,12 +107,12 @@ def _clip(folder: Path, scene: Scene, prompt_id: int, index: int, dense: np.ndar
     stem = f"clips/{prompt_id:02}-{name}"
     write_video(frames, folder / f"{stem}.mp4", FPS)
     if name != "dense":
-        difference = _difference(frames, _with_code(dense))
+        difference = heat_map(frames, _with_code(dense))
         write_video(difference, folder / f"{stem}-difference.mp4", FPS)
     metrics: dict[str, float | None] = {
         "psnr": None if same else psnr(list(frames), list(_with_code(dense))),
         "ssim": 1.0 if same else 1 - strength * rng.uniform(0.6, 1.4),
-        "flicker": 0.031 + strength * rng.uniform(0.01, 0.04),
+        "flicker": 2.1 + strength * rng.uniform(1, 4),
         "adherence": 1.0 if rng.random() > strength else 0.75,
     }
     ours = kind != "external"
@@ -191,7 +184,7 @@ def build_results(folder: Path) -> Results:
             "psnr": Metric("dB", "higher"),
             "ssim": Metric("", "higher"),
             "lpips": Metric("", "lower", "the weights of AlexNet could not be downloaded"),
-            "flicker": Metric("", "lower"),
+            "flicker": Metric("levels", "lower"),
             "adherence": Metric("", "higher"),
         },
         clips=clips,
@@ -213,6 +206,3 @@ def page_path(compared: tuple[Results, Path]) -> Path:
 
     results, folder = compared
     return write_page(results, folder)
-
-
-Edit = Callable[..., Results]
