@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.errors import unknown
+from dit_accel.kernels.fa4_backend import fa4_attention, fa4_missing, fa4_obstacle
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.reference import reference_attention
@@ -129,9 +130,29 @@ def _hopper_forward(
     return hopper_attention(q, k, v, plan, scale, return_lse)
 
 
+def _flex_machine() -> str | None:
+    from dit_accel.kernels.flex_backend import flex_missing
+
+    return flex_missing()
+
+
+def _flex_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    from dit_accel.kernels.flex_backend import flex_obstacle
+
+    return flex_obstacle(q, k, v, plan)
+
+
+def _flex_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
+    from dit_accel.kernels.flex_backend import flex_attention
+
+    return flex_attention(*call)
+
+
 BACKENDS: dict[str, Backend] = {
     "hopper": Backend(_hopper_forward, _hopper_machine, _hopper_call),
     "triton": Backend(_triton_forward, _triton_machine, _triton_call),
+    "fa4": Backend(fa4_attention, fa4_missing, fa4_obstacle),
+    "flex": Backend(_flex_forward, _flex_machine, _flex_call),
     "torch": Backend(torch_attention, lambda: None, lambda q, k, v, plan: None),
     "reference": Backend(reference_attention, lambda: None, lambda q, k, v, plan: None),
 }

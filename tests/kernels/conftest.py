@@ -36,7 +36,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def poisoned_allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
         tensor = allocate(*args, **kwargs)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            tensor.detach().fill_(torch.nan)
+        return tensor
 
     return poisoned_allocate
 

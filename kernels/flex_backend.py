@@ -1,0 +1,313 @@
+"""FlexAttention as a backend: a plan's lists become a BlockMask, never a dense mask.
+
+FlexAttention wants blocks of one size, one after another. Where a plan's blocks are not (an order,
+short blocks in the middle), q, k and v are gathered into padded blocks first, and the output is
+gathered back. A list's unmasked entries are FlexAttention's full blocks; all others go to its
+masked list, where `mask_mod` looks up the lengths of key blocks and evaluates the token rule.
+Pooled keys are a second call, merged by LSE.
+
+Always compiled: eager FlexAttention makes the whole score matrix and does not read the lists.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_accel.kernels.merge import merge
+from dit_accel.kernels.permute import block_order, gather, raster_order
+from dit_accel.kernels.plan import BlockPlan, BlockTable, listed_entries
+from dit_accel.kernels.pooling import PooledKeys
+from dit_accel.kernels.token_rules import TOKEN_RULES
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FlexPlan:
+    """A plan as FlexAttention reads it.
+
+    q_index, k_index: int32 [slots], the token in each slot, None where tokens stay in place.
+    back: int32 [Lq], the slot of each query token, -1 for tokens in no block; None like q_index.
+    full_count, full_index, masked_count, masked_index: int32 [Bp, Hp, NQ] and [Bp, Hp, NQ, NK].
+    """
+
+    q_index: Tensor | None
+    k_index: Tensor | None
+    back: Tensor | None
+    full_count: Tensor
+    full_index: Tensor
+    masked_count: Tensor
+    masked_index: Tensor
+    mask_mod: MaskMod
+    q_slots: int
+    k_slots: int
+
+
+_PLANS: WeakKeyDictionary[BlockPlan, FlexPlan] = WeakKeyDictionary()
+
+
+def flex_missing() -> str | None:
+    """Why FlexAttention cannot run on this machine, or None."""
+    try:
+        from torch.nn.attention.flex_attention import BlockMask
+    except ImportError:
+        return f"torch {torch.__version__} has no FlexAttention"
+    if "seq_lengths" not in inspect.signature(BlockMask.from_kv_blocks).parameters:
+        return f"torch {torch.__version__}: BlockMask.from_kv_blocks takes no seq_lengths"
+    if not torch.cuda.is_available():
+        return "no CUDA device (on a CPU FlexAttention keeps back the LSE)"
+    return None
+
+
+def flex_obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+    """Why FlexAttention cannot compute this call, or None."""
+    if not q.is_cuda:
+        return f"device {q.device.type}: needs CUDA"
+    if plan.block_q not in (64, 128) or plan.block_k not in (64, 128):
+        return f"blocks of {plan.block_q} x {plan.block_k}: needs 64 or 128"
+    if plan.q_blocks.count == 0 or plan.k_blocks.count == 0:
+        return "no blocks"
+    return None
+
+
+def flex_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool = False,
+    pooled: PooledKeys | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
+    flex = flex_plan(plan)
+    query = q if flex.q_index is None else gather([q], flex.q_index)[0]
+    key, value = (k, v) if flex.k_index is None else gather([k, v], flex.k_index)
+    with_pooled = pooled is not None and plan.list_kinds.pooled
+    out, lse = _call(query, key, value, _block_mask(flex, plan), scale, return_lse or with_pooled)
+    if with_pooled:
+        assert pooled is not None and lse is not None
+        out, lse = merge(out, lse, *_pooled(query, plan, flex, pooled, scale))
+    if flex.back is None:
+        return out, lse if return_lse else None
+    (out,) = gather([out], flex.back)
+    if not plan.covers_queries:
+        out, lse = _clear_outside(out, lse, plan, flex.back)
+    elif lse is not None:
+        lse = lse[..., flex.back.long()]
+    return out, lse if return_lse else None
+
+
+def flex_plan(plan: BlockPlan) -> FlexPlan:
+    """The plan's conversion, made once."""
+    found = _PLANS.get(plan)
+    if found is None:
+        found = _PLANS[plan] = _convert(plan)
+    return found
+
+
+def _convert(plan: BlockPlan) -> FlexPlan:
+    q_index = k_index = back = None
+    q_slots, k_slots = plan.q_length, plan.k_length
+    if not _in_place(plan.q_blocks, plan.block_q, plan.q_length):
+        q_index = block_order(plan.q_blocks, plan.block_q)
+        back = raster_order(plan.q_blocks, plan.block_q, plan.q_length)
+        q_slots = len(q_index)
+    if not _in_place(plan.k_blocks, plan.block_k, plan.k_length):
+        k_index = block_order(plan.k_blocks, plan.block_k)
+        k_slots = len(k_index)
+    unmasked = plan.unmasked_count
+    if unmasked is None:
+        unmasked = torch.zeros_like(plan.full_count)
+    blocks = plan.k_blocks.count
+    places = torch.arange(plan.full_index.shape[-1], device=plan.device)
+    listed = [listed_entries(plan.full_count, plan.full_index) & (places >= unmasked.unsqueeze(-1))]
+    indices = [plan.full_index]
+    if plan.partial_count is not None and plan.partial_index is not None:
+        listed.append(listed_entries(plan.partial_count, plan.partial_index))
+        indices.append(plan.partial_index)
+    masked_count, masked_index = _compact(torch.cat(listed, -1), torch.cat(indices, -1), blocks)
+    _, full_index = _compact(places < unmasked.unsqueeze(-1), plan.full_index, blocks)
+    mask_mod = _mask_mod(plan, q_index, k_index)
+    return FlexPlan(
+        q_index, k_index, back, unmasked, full_index, masked_count, masked_index, mask_mod,
+        q_slots, k_slots,
+    )  # fmt: skip
+
+
+def _in_place(table: BlockTable, block: int, length: int) -> bool:
+    """Whether the blocks are the tokens themselves, cut every `block` tokens."""
+    if table.order is not None or table.count != -(-length // block):
+        return False
+    starts = torch.arange(table.count, device=table.starts.device) * block
+    whole = (length - starts).clamp_max(block)
+    return bool((table.starts == starts).all() & (table.lengths == whole).all())
+
+
+def _compact(listed: Tensor, index: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Counts [...] and the listed entries of index [..., M] first, [..., width], others 0."""
+    count = listed.sum(-1, dtype=torch.int32)
+    some = min(width, index.shape[-1])
+    order = (~listed).to(torch.uint8).argsort(dim=-1, stable=True)[..., :some]
+    packed = torch.where(listed_entries(count, order), index.gather(-1, order), 0)
+    return count, F.pad(packed, (0, width - some)).int().contiguous()
+
+
+def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -> MaskMod:
+    """Which pairs of the masked list count, from slot numbers."""
+    lengths = plan.k_blocks.lengths
+    block_q, block_k, per_sample = plan.block_q, plan.block_k, len(lengths) > 1
+
+    def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        sample = b if per_sample else 0
+        return k % block_k < lengths[sample, k // block_k]
+
+    _, short, partial, _ = plan.list_kinds
+    if not partial or plan.token_mask is None or plan.partial_count is None:
+        return inside
+    rule = TOKEN_RULES[plan.token_mask.name]
+    params = plan.token_mask.packed
+    q_at, k_at = (
+        coords if index is None else coords[index.clamp_min(0).long()]
+        for coords, index in (
+            (plan.token_mask.q_coords, q_index),
+            (plan.token_mask.k_coords, k_index),
+        )
+    )
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        kept: Tensor = rule(
+            q_at[q, 0], q_at[q, 1], q_at[q, 2], k_at[k, 0], k_at[k, 1], k_at[k, 2], params
+        )
+        return inside(b, h, q, k) & kept
+
+    if not short:
+        return allowed
+    # Short full blocks share the masked list with partial ones: a table of blocks tells which.
+    partials = _block_table(plan.partial_count, plan.partial_index, plan.k_blocks.count)
+    samples, heads = len(partials) > 1, partials.shape[1] > 1
+
+    def mixed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        row = partials[b if samples else 0, h if heads else 0, q // block_q, k // block_k]
+        return inside(b, h, q, k) & (allowed(b, h, q, k) | ~row)
+
+    return mixed
+
+
+def _block_table(count: Tensor, index: Tensor | None, blocks: int) -> Tensor:
+    """bool [Bp, Hp, NQ, blocks]: which entries the lists have."""
+    assert index is not None
+    listed = listed_entries(count, index)
+    table = torch.zeros((*count.shape, blocks + 1), dtype=torch.bool, device=count.device)
+    slots = torch.where(listed, index, blocks).long()
+    return table.scatter_(-1, slots, True)[..., :blocks].contiguous()
+
+
+def _block_mask(flex: FlexPlan, plan: BlockPlan) -> Any:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    return BlockMask.from_kv_blocks(
+        flex.masked_count, flex.masked_index, flex.full_count, flex.full_index,
+        BLOCK_SIZE=(plan.block_q, plan.block_k), mask_mod=flex.mask_mod,
+        seq_lengths=(flex.q_slots, flex.k_slots), **_forward_only(),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _forward_only() -> dict[str, Any]:
+    """Leaves out the transposed lists of a backward pass, where this torch can."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    known = "compute_q_blocks" in inspect.signature(BlockMask.from_kv_blocks).parameters
+    return {"compute_q_blocks": False} if known else {}
+
+
+def _pooled(
+    q: Tensor, plan: BlockPlan, flex: FlexPlan, pooled: PooledKeys, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of q (as FlexAttention's slots) to its pooled keys alone."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    assert plan.pooled_count is not None
+    block_q, block_k, keys = plan.block_q, plan.block_k, pooled.count
+    seen = _block_table(plan.pooled_count, plan.pooled_index, keys)
+    blocks = -(-keys // block_k)
+    any_seen = F.pad(seen, (0, blocks * block_k - keys)).unflatten(-1, (blocks, block_k)).any(-1)
+    every = torch.arange(blocks, dtype=torch.int32, device=q.device).expand(any_seen.shape)
+    count, index = _compact(any_seen, every, blocks)
+    samples, heads, logs = len(seen) > 1, seen.shape[1] > 1, pooled.log_count
+    log_rows = len(logs) > 1
+
+    def listed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return seen[b if samples else 0, h if heads else 0, query // block_q, key]
+
+    def biased(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + logs[b if log_rows else 0, key]
+
+    mask = BlockMask.from_kv_blocks(
+        count, index, BLOCK_SIZE=(block_q, block_k), mask_mod=listed,
+        seq_lengths=(flex.q_slots, keys), **_forward_only(),
+    )  # fmt: skip
+    out, lse = _call(q, pooled.key, pooled.value, mask, scale, True, biased)
+    assert lse is not None
+    return out, lse
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    return torch.compile(flex)
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Any,
+    scale: float,
+    return_lse: bool,
+    score_mod: Any = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Compiled FlexAttention on BSHD tensors."""
+    from torch.nn.attention import flex_attention as module
+
+    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+    keywords: dict[str, Any] = {
+        "score_mod": score_mod,
+        "block_mask": mask,
+        "scale": scale,
+        "enable_gqa": q.shape[2] != k.shape[2],
+    }
+    if not return_lse:
+        out = _compiled()(query, key, value, **keywords)
+        return out.transpose(1, 2), None
+    if hasattr(module, "AuxRequest"):
+        out, aux = _compiled()(
+            query, key, value, **keywords, return_aux=module.AuxRequest(lse=True)
+        )
+        return out.transpose(1, 2), aux.lse
+    out, lse = _compiled()(query, key, value, **keywords, return_lse=True)
+    return out.transpose(1, 2), lse
+
+
+def _clear_outside(
+    out: Tensor, lse: Tensor | None, plan: BlockPlan, back: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Rows in no block (of their sample) become 0 with LSE -inf."""
+    slots = back.clamp_min(0).long()
+    lengths = plan.q_blocks.lengths[:, slots // plan.block_q]
+    inside = (back >= 0) & (slots % plan.block_q < lengths)  # [Bp, Lq]
+    out = torch.where(inside[:, :, None, None], out, 0.0)
+    if lse is not None:
+        lse = torch.where(inside[:, None], lse[..., slots], -torch.inf)
+    return out, lse
