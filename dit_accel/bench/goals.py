@@ -91,6 +91,8 @@ GOALS: tuple[Goal, ...] = (
          _own("whole call"), _over_fa3),
     Goal("plan from the cache", "of the whole call", 0.005,
          _own("whole call"), lambda row: row.lookup_share, least=False, each=True),
+    Goal("permutation, 21x45x80", "times a copy of as many bytes", 1.15,
+         lambda row: row.what == "permutation", lambda row: row.over_copy, least=False),
     Goal("first call, compilation included", "s", 20.0,
          _own("sparse"), lambda row: row.first_call_s, least=False, each=True),
     Goal("next call", "s", 0.1,

@@ -46,11 +46,15 @@ class DenseResult:
     fa3_is: str
 
 
-def default_backends(device: torch.device) -> tuple[str, ...]:
-    """Backends worth measuring on a device: its kernels, without the oracle."""
+def default_backends(device: torch.device, quick: bool = False) -> tuple[str, ...]:
+    """Backends worth measuring on a device: its kernels, without the oracle.
+
+    quick: without FlexAttention, which compiles anew for each plan.
+    """
     if device.type == "cpu":
         return ("torch", "triton") if interpreted() else ("torch",)
-    return tuple(name for name in BACKENDS if name not in ("torch", "reference"))
+    left_out = ("torch", "reference", "flex") if quick else ("torch", "reference")
+    return tuple(name for name in BACKENDS if name not in left_out)
 
 
 def measure_case(case: Case, options: Options) -> Iterator[Row]:

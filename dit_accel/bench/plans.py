@@ -24,6 +24,8 @@ SIDES = tuple(round(0.04 * 1.15**n, 3) for n in range(23)) + (1.0,)
 ASPECTS = (1.0, 1.3, 1 / 1.3)
 NEAR = 0.08
 """Relative distance of a density that is near enough."""
+SMALL_BLOCK = 0.7
+"""How much nearer a plan of 64-token blocks must come."""
 LAYOUT_KINDS: dict[str, LayoutKind] = {"hopper": "boxes"}
 """Backends that read tiles in another way than their device's default."""
 
@@ -84,19 +86,20 @@ def sliding_tile(
 ) -> SlidingTile:
     """The sliding tile pattern whose launched density is nearest to the one asked.
 
-    Square windows first; where none comes near, wide and high ones. Blocks of 128 tokens, which
-    every kernel takes, go before smaller ones.
+    Square windows first; where none comes near, wide and high ones. Blocks of 128 slots, which
+    every kernel takes, go before smaller ones that are not much nearer.
     """
     tried: dict[SlidingTile, tuple[float, int]] = {}
 
-    def distance(pattern: SlidingTile) -> tuple[bool, float]:
+    def distance(pattern: SlidingTile) -> float:
         launched, block = tried[pattern]
-        return block < 128, abs(math.log(launched / density))
+        small = SMALL_BLOCK if layout_kind != "lengths" and block < 128 else 0.0
+        return abs(math.log(launched / density)) + small
 
     for aspect in ASPECTS:
         for frames in FRAMES if layout.grid[0] > 1 else (1.0,):
             tried |= _bisected(layout, density, layout_kind, tile, frames, aspect)
-        if distance(best := min(tried, key=distance)) < (False, NEAR):
+        if distance(best := min(tried, key=distance)) < NEAR:
             break
     return best
 

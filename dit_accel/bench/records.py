@@ -17,7 +17,7 @@ OK, WRONG, SKIPPED = "ok", "WRONG", "skipped"
 class Row:
     """One measurement of `bench kernels`; None where a column says nothing about it.
 
-    what: "sparse", "dense", "whole call" (host included) or "ceiling".
+    what: "sparse", "dense", "whole call" (host included), "permutation" or "ceiling".
     kernel: the backend, the dense kernel, or which ceiling.
     plan: the kind of plan. blocks: query x key slots of a block.
     density: what was asked. launched_density, kept_density: see `BlockPlan`.
@@ -32,7 +32,8 @@ class Row:
         FA3.
     first_call_s: first call in this process, which may compile. next_call_s: the one after it.
     lookup_share: of a whole call, the part that taking the plan from the cache costs.
-    gbytes_per_s: bytes read and written, for copies.
+    gbytes_per_s: bytes read and written, for copies and permutations. over_copy: time over that of
+        copying as many bytes.
     """
 
     what: str
@@ -67,6 +68,7 @@ class Row:
     next_call_s: float | None = None
     lookup_share: float | None = None
     gbytes_per_s: float | None = None
+    over_copy: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dit_accel.bench.kernels import Options, default_backends, measure_case
 from dit_accel.bench.machine import machine
 from dit_accel.bench.plans import parse_tile, pick_kinds
 from dit_accel.bench.records import OK, SKIPPED, WRONG, CsvLog, Row
-from dit_accel.bench.whole import WHOLE_CASE, ceilings, whole_calls
+from dit_accel.bench.whole import WHOLE_CASE, ceilings, permutation, whole_calls
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS
 
@@ -75,6 +75,7 @@ def run_kernels(request: KernelRequest, console: Console) -> list[Row]:
             _free()
         if request.extras:
             rows += _logged(ceilings(options, request.tiny), log)
+            rows += _logged(_permutations(cases, rows, options), log)
     finally:
         log.close()
     _print_rest(rows, console, request.tiny)
@@ -88,7 +89,7 @@ def _options(request: KernelRequest) -> Options:
             raise unknown("backend", name, BACKENDS)
     densities = QUICK_DENSITIES if request.quick else DENSITIES
     return Options(
-        backends=request.backends or default_backends(request.device),
+        backends=request.backends or default_backends(request.device, request.quick),
         kinds=pick_kinds(request.plans, request.quick),
         densities=check_densities(request.densities or densities),
         dtype=request.dtype,
@@ -130,12 +131,18 @@ def _logged(rows: Iterable[Row], log: CsvLog) -> list[Row]:
     return done
 
 
+def _permutations(cases: Sequence[Case], rows: Sequence[Row], options: Options) -> Iterable[Row]:
+    copy = next(row.gbytes_per_s for row in rows if row.kernel == "copy")
+    case = next((case for case in cases if case.name == WHOLE_CASE), None)
+    return [permutation(case, copy or 0.0, options)] if case else []
+
+
 def _dense_of(case: Case, rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.what == "dense" and row.case == case.name]
 
 
 def _print_rest(rows: Sequence[Row], console: Console, tiny: bool) -> None:
-    others = [row for row in rows if row.what in ("whole call", "ceiling")]
+    others = [row for row in rows if row.what in ("whole call", "permutation", "ceiling")]
     if others:
         table.show(console, "Whole calls and ceilings", table.other_table(others))
     if not tiny and (goals := reached(rows)):

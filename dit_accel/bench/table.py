@@ -67,7 +67,8 @@ SPARSE_COLUMNS = (
     "/ fastest dense", "/ FA3", "/ fa4 sparse", "Speed-up", "Error", "Note",
 )  # fmt: skip
 OTHER_COLUMNS = (
-    "What", "Of", "ms", "TFLOP/s", "GB/s", "Faster than dense", "than FA3", "Plan lookup", "Note"
+    "What", "Of", "ms", "TFLOP/s", "GB/s", "x copying", "Faster than dense", "than FA3",
+    "Plan lookup", "Note",
 )  # fmt: skip
 
 
@@ -123,6 +124,7 @@ def other_table(rows: Sequence[Row]) -> Table:
                 number(row.ms, 4),
                 number(row.useful_tflops),
                 number(row.gbytes_per_s),
+                number(row.over_copy),
                 faster,
                 than,
                 share,

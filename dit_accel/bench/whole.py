@@ -19,6 +19,7 @@ from dit_accel.bench.timing import measure, measure_wall
 from dit_accel.kernels.backends import eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import plan_for
+from dit_accel.kernels.permute import block_order, gather
 
 WHOLE_CASE, WHOLE_DENSITY = "21x45x80", 0.1
 LOOKUPS = 1000
@@ -96,6 +97,38 @@ def _dense_walls(
     if "cudnn" in right:
         return first, (found.fa3_is, wall("cudnn") / dense.CUDNN_TO_FA3)
     return first, ("", None)
+
+
+def permutation(case: Case, copy_gbytes_per_s: float, options: Options) -> Row:
+    """q, k and v into block order in one pass, as backends that read no tiles need it.
+
+    Bytes: each tensor and the index are read once and each result is written once.
+    """
+    q, k, v = inputs = make_inputs(case, options.dtype, options.device)
+    pattern = sliding_tile(case.layout, WHOLE_DENSITY, "gather", options.tile)
+    plan = plan_for(case.layout, pattern, options.device, layout_kind="gather")
+    index = block_order(plan.k_blocks, plan.block_k)
+    row = Row(
+        "permutation", case.name, "q, k, v to block order", "sliding_tile", batch=1,
+        heads=case.heads, tokens=case.layout.length, head_dim=case.head_dim,
+        dtype=str(options.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    real = index >= 0
+    for before, after in zip(inputs, gather(inputs, index), strict=True):
+        if not torch.equal(after[:, real], before[:, index[real].long()]) or after[:, ~real].any():
+            return replace(row, status=WRONG, note="tokens are not where the order says")
+    timing = measure(lambda: gather(inputs, index), options.device, options.repeats)
+    moved = sum(x.nbytes + x[:, :1].nbytes * len(index) for x in (q, k, v)) + index.nbytes
+    rate = moved / timing.median_ms / 1e6
+    return replace(
+        row,
+        ms=timing.median_ms,
+        best_ms=timing.best_ms,
+        worst_ms=timing.worst_ms,
+        repeats=timing.repeats,
+        gbytes_per_s=rate,
+        over_copy=copy_gbytes_per_s / rate,
+    )
 
 
 def ceilings(options: Options, tiny: bool = False) -> Iterator[Row]:

@@ -59,6 +59,9 @@ def test_the_whole_path(bench: Run, rows: Rows, monkeypatch: pytest.MonkeyPatch)
     ceilings = {row["kernel"]: row for row in written if row["what"] == "ceiling"}
     assert float(ceilings["copy"]["gbytes_per_s"]) > 0.1
     assert float(ceilings["matmul 256^3"]["useful_tflops"]) > 0
+    moved = next(row for row in written if row["what"] == "permutation")
+    rate, copy = float(moved["gbytes_per_s"]), float(ceilings["copy"]["gbytes_per_s"])
+    assert moved["status"] == "ok" and float(moved["over_copy"]) == pytest.approx(copy / rate, 1e-3)
     assert f"skipped: {hopper['note']}" in text and "sliding_tile" in text
 
 
