@@ -1,13 +1,38 @@
-"""Block tables of a token layout, and plans in which everything but video is dense."""
+"""Plans from relations: block tables of a token layout, and lists in O(kept blocks)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from dit_accel.kernels.plan import BlockPlan, BlockTable, lists_from_mask
-from dit_accel.kernels.tiling import BLOCK_SIZES, Tiling, clipped_split
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, TokenMask
+from dit_accel.kernels.tiling import Geometry, Tiling, clipped_split, geometry
+from dit_accel.kernels.visibility import EVERY, NONE, Relation
 from dit_accel.layout import TokenLayout
+
+# Pairs of boxes that are looked at in one go.
+CHUNK = 1 << 23
+
+Rule = tuple[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One rule of a union: its bounds, and its token rule where partial blocks are masked.
+
+    rule: name and parameters in `token_rules`; None keeps partial blocks whole.
+    """
+
+    relation: Relation
+    rule: Rule | None = None
+
+
+Union = tuple[Member, ...]
 
 
 def span_runs(length: int, block: int) -> tuple[int, ...]:
@@ -15,55 +40,56 @@ def span_runs(length: int, block: int) -> tuple[int, ...]:
     return clipped_split(length, block)
 
 
-def runs_tiling(layout: TokenLayout) -> Tiling:
-    """The video as one row of consecutive raster tokens, in runs of 128."""
-    return Tiling(((1,), (1,), span_runs(layout.video_length, BLOCK_SIZES[-1])), BLOCK_SIZES[-1])
-
-
-def video_plan(
+def build_plan(
     layout: TokenLayout,
     tiling: Tiling,
-    visible: Tensor,
+    unions: Sequence[Union],
     device: torch.device | str,
+    heads: Sequence[int] | None = None,
 ) -> BlockPlan:
-    """A plan from the visible tile pairs; other tokens see, and are seen by, every valid token.
+    """A plan in which video sees video by rules, and other tokens see and are seen by every token.
 
-    tiling: how the video is cut (of `layout.grid`, or `runs_tiling`).
-    visible: bool [N, N] or [Hp, N, N] over the tiles in (T, H, W) order, queries first.
+    unions: the rules; a pair counts where a member of the union keeps it.
+    heads: for each query head, which union it follows; None where there is only one.
 
     Every query token is computed, padded ones too (the stock call does so and drops them later);
     key blocks are cut to each sample's valid prefix and leave the lists where nothing is left.
+    Raises DitAccelError where partial blocks would need the masks of several token rules.
     """
     device = torch.device(device)
+    rule = _one_rule(unions)
+    before, after = (span_runs(n, tiling.block) for n in (layout.before, layout.after))
+    sizes = np.array([*before, *tiling.lengths, *after], np.int64)
+    starts = sizes.cumsum() - sizes
+    key_lengths = _valid_lengths(layout, sizes, starts)
     order = tile_order(layout, tiling, device)
-    sizes = _tile_sizes(tiling, device)
-    before, after = (
-        torch.tensor(span_runs(n, tiling.block), dtype=torch.int32, device=device)
-        for n in (layout.before, layout.after)
-    )
-    lengths = torch.cat([before, sizes, after])
-    starts = (lengths.cumsum(0) - lengths).int()
-    key_lengths = _valid_lengths(layout, lengths, starts)
     origins = _origins(layout, tiling, starts, len(before))
-    q_blocks = BlockTable(order, starts, lengths[None], origins)
-    k_blocks = BlockTable(order, starts, key_lengths, origins)
-
-    first, tiles = len(before), tiling.tiles
-    pairs = visible.to(device).view(-1, tiles, tiles)
-    mask = torch.ones(len(pairs), len(lengths), len(lengths), dtype=torch.bool, device=device)
-    mask[:, first : first + tiles, first : first + tiles] = pairs
-    mask = mask[None] & (key_lengths > 0)[:, None, None, :]
-    count, index, unmasked = lists_from_mask(mask, key_lengths == tiling.block)
+    starts_there, sizes_there, keys_there, *origins_there = (
+        torch.from_numpy(np.ascontiguousarray(part, np.int32)).to(device)
+        for part in (starts, sizes[None], key_lengths, *([] if origins is None else [origins]))
+    )
+    where = origins_there[0] if origins_there else None
+    made = [
+        _lists(geometry(tiling), union, len(before), keys_there, tiling.block) for union in unions
+    ]
+    full, whole, masked = _by_head(made, heads)
+    has_partial = rule is not None and masked.width > 0
+    kinds = torch.stack([whole.sum(), full.count.sum()]).tolist()
     return BlockPlan(
-        q_blocks,
-        k_blocks,
-        count,
-        index,
+        BlockTable(order, starts_there, sizes_there, where),
+        BlockTable(order, starts_there, keys_there, where),
+        full.count,
+        full.index,
         layout.length,
         layout.length,
         tiling.block,
         tiling.block,
-        unmasked,
+        whole,
+        masked.count if has_partial else None,
+        masked.index if has_partial else None,
+        _token_mask(layout, rule, device) if has_partial and rule else None,
+        kinds=ListKinds(kinds[0] > 0, kinds[1] > kinds[0], has_partial),
+        covers=True,
         box=tiling.box,
         grid=layout.grid,
         video_start=layout.video_start,
@@ -72,13 +98,11 @@ def video_plan(
 
 def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Tensor | None:
     """int32 [L]: raster tokens sorted by tile, in raster order within; None if nothing moves."""
-    if tiling.parts[:2] == ((1,), (1,)) or tiling.tiles == 1:
+    if tiling.raster:
         return None
-    tile = torch.zeros((), dtype=torch.int64, device=device)
+    tile = torch.zeros((), dtype=torch.int32, device=device)
     for axis, parts in enumerate(tiling.parts):
-        part = torch.arange(len(parts), device=device).repeat_interleave(
-            torch.tensor(parts, device=device), output_size=sum(parts)
-        )
+        part = torch.from_numpy(np.repeat(np.arange(len(parts), dtype=np.int32), parts)).to(device)
         shape = [1, 1, 1]
         shape[axis] = -1
         tile = tile * len(parts) + part.view(shape)
@@ -88,33 +112,161 @@ def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Ten
     return torch.cat([tokens[: layout.video_start], video, tokens[stop:]]).int()
 
 
-def _tile_sizes(tiling: Tiling, device: torch.device) -> Tensor:
-    t, h, w = (torch.tensor(parts, dtype=torch.int32, device=device) for parts in tiling.parts)
-    return (t[:, None, None] * h[:, None] * w).reshape(-1)
+def token_coordinates(layout: TokenLayout, device: torch.device) -> Tensor:
+    """int32 [L, 3]: (t, h, w) of video tokens in raster order, zeros for the others."""
+    video = torch.cartesian_prod(
+        *(torch.arange(size, dtype=torch.int32, device=device) for size in layout.grid)
+    )
+    coords = video.new_zeros(layout.length, 3)
+    coords[layout.video_start : layout.video_start + layout.video_length] = video
+    return coords
 
 
-def _origins(layout: TokenLayout, tiling: Tiling, starts: Tensor, first: int) -> Tensor:
-    """int32 [N, 3]; the video's blocks are rows `first` and on, in tile order."""
-    zeros = torch.zeros_like(starts)
-    origins = torch.stack([zeros - 1, starts, zeros], -1)
-    if tuple(map(sum, tiling.parts)) == layout.grid:
-        corners = [
-            torch.tensor([sum(parts[:i]) for i in range(len(parts))], device=starts.device)
-            for parts in tiling.parts
-        ]
-        origins[first : first + tiling.tiles] = torch.cartesian_prod(*corners).int()
+def _token_mask(layout: TokenLayout, rule: Rule, device: torch.device) -> TokenMask:
+    coords = token_coordinates(layout, device)
+    return TokenMask(rule[0], rule[1], coords, coords)
+
+
+def _one_rule(unions: Sequence[Union]) -> Rule | None:
+    rules = {member.rule for union in unions for member in union if member.rule is not None}
+    if len(rules) > 1:
+        names = ", ".join(sorted(name for name, _ in rules))
+        raise DitAccelError(
+            f"exact: one call can mask the tokens of one rule, not of {len(rules)} ({names}): "
+            "set exact = false on all but one of them."
+        )
+    return next(iter(rules), None)
+
+
+@dataclass(frozen=True, eq=False)
+class _List:
+    """count int32 [Bp, Hp, N] and index int32 [Bp, Hp, N, M]; the longest list has `width`."""
+
+    count: Tensor
+    index: Tensor
+    width: int
+
+    def padded(self, width: int) -> _List:
+        missing = width - self.index.shape[-1]
+        return _List(self.count, torch.nn.functional.pad(self.index, (0, missing)), self.width)
+
+
+Lists = tuple[_List, Tensor, _List]
+
+
+def _lists(where: Geometry, union: Union, first: int, keys: Tensor, block: int) -> Lists:
+    """Full lists, their counts of whole blocks, and partial lists; whole blocks come first.
+
+    first: blocks before the video. keys: int32 [Bp, N], valid tokens of each key block.
+    """
+    rows, columns, kinds = _entries(where, union, first, keys, block)
+    samples, blocks = keys.shape
+    lists = (rows * 3 + kinds).to(torch.int32)
+    lists, by_list = lists.sort(stable=True)
+    columns = columns[by_list].int()
+    count = torch.zeros(samples * blocks * 3, dtype=torch.int32, device=keys.device)
+    count.index_add_(0, lists, torch.ones_like(lists))
+    begin = count.cumsum(0, dtype=torch.int32) - count
+    place = torch.arange(len(lists), device=keys.device, dtype=torch.int32) - begin[lists]
+    whole, short, partial = count.view(-1, 3).mT.contiguous()
+    full_width, partial_width = torch.stack([(whole + short).max(), partial.max()]).tolist()
+    row = lists // 3
+    place = place + torch.where(lists % 3 == 1, whole[row], 0)
+    found = []
+    for chosen, width in ((lists % 3 < 2, full_width), (lists % 3 == 2, partial_width)):
+        # One slot past the end takes what is not chosen.
+        index = columns.new_zeros(samples * blocks * max(1, width) + 1)
+        at = torch.where(chosen, row.long() * max(1, width) + place, len(index) - 1)
+        index[at] = columns
+        found.append(index[:-1].view(samples, 1, blocks, max(1, width)).contiguous())
+    shape = (samples, 1, blocks)
+    return (
+        _List((whole + short).view(shape), found[0], full_width),
+        whole.view(shape),
+        _List(partial.view(shape), found[1], partial_width),
+    )
+
+
+def _entries(
+    where: Geometry, union: Union, first: int, keys: Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Visits, row by row: list row (sample, query block), key block, kind.
+
+    Kinds: 0 a whole block, 1 a full one that is short, 2 a partial one.
+    """
+    samples, blocks = keys.shape
+    video, device = where.blocks, keys.device
+    step = max(1, CHUNK // (video * where.segments**2))
+    parts = []
+    edges = [0, *range(first, first + video, step), first + video, blocks]
+    for low, high in zip(edges, edges[1:], strict=False):
+        if low == high:
+            continue
+        kind = torch.where(keys == block, 1, 2).to(torch.uint8)  # +1, and 0 for no visit
+        kind = (kind * (keys > 0))[:, None].expand(-1, high - low, -1)
+        if first <= low < first + video:
+            seen = _combined(where.rows(low - first, high - first), where, union, device)
+            kind = kind.clone()
+            inner = kind[:, :, first : first + video]
+            inner[:] = torch.where(seen == EVERY, inner, (seen > NONE) * 3)
+        sample, row, column = kind.nonzero().unbind(-1)
+        parts.append((sample * blocks + row + low, column, kind[sample, row, column] - 1))
+    rows, columns, kinds = (torch.cat(column) for column in zip(*parts, strict=True))
+    return rows, columns, kinds
+
+
+def _combined(rows: Geometry, where: Geometry, union: Union, device: torch.device) -> Tensor:
+    """uint8 [rows, N]: EVERY for full, else SOME for partial entries."""
+    seen = None
+    for member in union:
+        codes = member.relation.codes(rows, where, device)
+        if member.rule is None:
+            codes = (codes > NONE).to(torch.uint8) * EVERY
+        seen = codes if seen is None else torch.maximum(seen, codes)
+    assert seen is not None
+    return seen
+
+
+def _by_head(made: Sequence[Lists], heads: Sequence[int] | None) -> Lists:
+    if heads is None:
+        return made[0]
+    which = torch.tensor(heads, device=made[0][1].device)
+
+    def spread(lists: Sequence[_List]) -> _List:
+        width = max(each.index.shape[-1] for each in lists)
+        wide = [each.padded(width) for each in lists]
+        return _List(
+            torch.cat([each.count for each in wide], 1)[:, which],
+            torch.cat([each.index for each in wide], 1)[:, which],
+            max(each.width for each in lists),
+        )
+
+    full, whole, partial = zip(*made, strict=True)
+    return spread(full), torch.cat(whole, 1)[:, which], spread(partial)
+
+
+def _origins(
+    layout: TokenLayout, tiling: Tiling, starts: np.ndarray, first: int
+) -> np.ndarray | None:
+    """[N, 3]; the video's blocks are rows `first` and on. None where runs are not consecutive."""
+    if tiling.straddles and not tiling.raster:
+        return None
+    origins = np.stack([np.full_like(starts, -1), starts, np.zeros_like(starts)], -1)
+    if not tiling.straddles:
+        origins[first : first + tiling.tiles] = geometry(tiling).low
     return origins
 
 
-def _valid_lengths(layout: TokenLayout, lengths: Tensor, starts: Tensor) -> Tensor:
+def _valid_lengths(layout: TokenLayout, lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """[Bp, N]: tokens of each block that are valid in each sample; Bp is 1 where samples agree."""
     if layout.valid is None:
         return lengths[None]
     samples = layout.valid[:1] if len(set(layout.valid)) == 1 else layout.valid
-    valid = torch.tensor(samples, dtype=torch.int32, device=lengths.device)
+    valid = np.array(samples)
     after = layout.video_start + layout.video_length
-    stops = torch.where(
+    stops = np.where(
         starts < layout.video_start,
         valid[:, :1],
-        torch.where(starts >= after, valid[:, 1:] + after, after),
+        np.where(starts >= after, valid[:, 1:] + after, after),
     )
-    return torch.minimum(lengths, (stops - starts).clamp_min(0)).int()
+    return np.minimum(lengths, np.maximum(stops - starts, 0))

@@ -12,13 +12,37 @@ from typing import Any
 import torch
 
 from dit_accel.errors import unknown
-from dit_accel.kernels.patterns.base import LayoutKind, Pattern, kind_for
+from dit_accel.kernels.patterns.attention_tile import AttentionTile
+from dit_accel.kernels.patterns.bands import SpatialBand, TemporalBand
+from dit_accel.kernels.patterns.base import Pattern, kind_for
+from dit_accel.kernels.patterns.composite import Union
+from dit_accel.kernels.patterns.disc import Disc
 from dit_accel.kernels.patterns.full import Full
+from dit_accel.kernels.patterns.inward_window import InwardWindow
+from dit_accel.kernels.patterns.neighborhood import Neighborhood
+from dit_accel.kernels.patterns.power_strided import PowerStrided
+from dit_accel.kernels.patterns.radial import Radial
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.layout import TokenLayout
 
-PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (Full, SlidingTile)}
+PATTERNS: dict[str, type[Pattern]] = {
+    cls.name: cls
+    for cls in (
+        Full,
+        SlidingTile,
+        Neighborhood,
+        AttentionTile,
+        Radial,
+        Disc,
+        InwardWindow,
+        PowerStrided,
+        SpatialBand,
+        TemporalBand,
+        Union,
+    )
+}
 
 
 def pattern(name: str, **params: Any) -> Pattern:
@@ -44,7 +68,9 @@ def plan_for(
 ) -> BlockPlan:
     """The plan of `pattern` for `layout` on `device`, made once and kept (the last 64 plans)."""
     kind = layout_kind or kind_for(device)
-    return _cached_plan(layout, pattern, torch.device(device), heads, kind)
+    return _cached_plan(
+        layout, pattern, torch.device(device), heads if pattern.by_head else None, kind
+    )
 
 
 @lru_cache(maxsize=64)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from dit_accel.kernels.blocks import runs_tiling, video_plan
-from dit_accel.kernels.patterns.base import LayoutKind, Pattern
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.blocks import Member, Union
+from dit_accel.kernels.patterns.base import Efficiency, Pattern
+from dit_accel.kernels.tile_choice import LayoutKind, Speed
+from dit_accel.kernels.tiling import Tiling, Triple, raster_runs
+from dit_accel.kernels.visibility import Whole
 from dit_accel.layout import TokenLayout
 
 
@@ -20,16 +19,16 @@ class Full(Pattern):
 
     name: ClassVar[str] = "full"
 
-    def build(
+    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+        """See Pattern."""
+        return raster_runs(grid)
+
+    def members(
         self,
         layout: TokenLayout,
-        device: torch.device | str,
-        heads: int | None = None,
-        *,
-        block_efficiency: Mapping[int, float] | None = None,
-        layout_kind: LayoutKind | None = None,
-    ) -> BlockPlan:
-        """See Pattern.build."""
-        tiling = runs_tiling(layout)
-        everything = torch.ones(tiling.tiles, tiling.tiles, dtype=torch.bool, device=device)
-        return video_plan(layout, tiling, everything, device)
+        kind: LayoutKind,
+        efficiency: Efficiency = None,
+        shared: Tiling | None = None,
+    ) -> Union:
+        """See Pattern."""
+        return (Member(Whole()),)

@@ -2,100 +2,90 @@
 
 With n tiles on an axis and an odd window of k tiles, query tile q looks from the centre
 c = clamp(q, k // 2, n - 1 - k // 2) and sees the tiles with |c - tile| <= k // 2: exactly k of
-them, moved inward at the borders. Whole tiles only, so no block needs a token mask.
+them, moved inward at the borders. Whole tiles only, so no block needs a token mask, unless blocks
+straddle the tiles.
 Source: Sliding Tile Attention (arXiv 2502.04507). Unlike there, grids need not divide by the tile,
-tiles are at most 128 tokens, and an even k is rounded up to odd (see `tiling.Window`).
+tiles are at most 128 tokens, and an even k is rounded up to odd (see `windows.Window`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from dit_accel.kernels.blocks import video_plan
-from dit_accel.kernels.patterns.base import LayoutKind, Pattern, kind_for
-from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.tiling import (
-    BLOCK_EFFICIENCY,
-    Tiling,
-    Window,
-    choose_tiling,
-    fixed_tiling,
-    parse_tile,
-    visible_range,
-)
-from dit_accel.layout import TokenLayout
+from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.patterns.base import AxisRules, check_flag
+from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.windows import Window
 
 
 @dataclass(frozen=True)
-class SlidingTile(Pattern):
+class SlidingTile(AxisRules):
     """Keeps a box of tiles around each query tile.
 
     window: {"tiles" | "tokens" | "fraction": [t, h, w]}, the width of the box along each axis.
     tile: "auto" chooses the tile for each grid and window; [t, h, w] (at most 128 tokens) is taken
         as it is, clipped at the far edges.
+    exact: where blocks straddle tiles, mask the tokens of tiles that the query's tile does not see.
     """
 
     name: ClassVar[str] = "sliding_tile"
 
     window: Any = field(default_factory=lambda: {"tiles": [3, 3, 3]})
     tile: Any = "auto"
+    exact: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", Window.parse(self.window))
         object.__setattr__(self, "tile", parse_tile(self.tile))
+        check_flag("exact", self.exact)
 
-    def tiling(
-        self,
-        layout: TokenLayout,
-        device: torch.device | str,
-        block_efficiency: Mapping[int, float] | None = None,
-        layout_kind: LayoutKind | None = None,
-    ) -> Tiling:
-        """How the grid is cut for this window on that kind of device."""
-        if self.tile != "auto":
-            return fixed_tiling(layout.grid, self.tile)
-        speed = tuple((block_efficiency or BLOCK_EFFICIENCY).items())
-        kind = layout_kind or kind_for(device)
-        return choose_tiling(
-            layout.grid,
-            self.window,
-            padded=kind != "lengths",
-            others=layout.before + layout.after,
-            efficiency=speed,
-            boxes=kind == "boxes",
-        )
+    @property
+    def per_tile(self) -> bool:
+        """See Rules."""
+        return self.window.unit == "tiles"
 
-    def build(
-        self,
-        layout: TokenLayout,
-        device: torch.device | str,
-        heads: int | None = None,
-        *,
-        block_efficiency: Mapping[int, float] | None = None,
-        layout_kind: LayoutKind | None = None,
-    ) -> BlockPlan:
-        """See Pattern.build."""
-        tiling = self.tiling(layout, device, block_efficiency, layout_kind)
-        t, h, w = (self._visible(axis, layout, tiling, device) for axis in range(3))
-        # [T, 1, 1, T', 1, 1] & [1, H, 1, 1, H', 1] & [1, 1, W, 1, 1, W']
-        pairs = (
-            t[:, None, None, :, None, None]
-            & h[None, :, None, None, :, None]
-            & w[None, None, :, None, None, :]
-        )
-        return video_plan(layout, tiling, pairs.view(tiling.tiles, tiling.tiles), device)
+    def token_rule(self, grid: Triple, tiling: Tiling) -> Rule:
+        """See Rules."""
+        params: list[int] = []
+        for axis, sizes in enumerate(tiling.parts):
+            params += [*part_sizes(sizes), len(sizes)]
+            params.append(self.window.tiles(axis, grid[axis], len(sizes)))
+        return "sliding_tile", tuple(params)
 
-    def _visible(
-        self, axis: int, layout: TokenLayout, tiling: Tiling, device: torch.device | str
-    ) -> Tensor:
-        parts = tiling.counts[axis]
-        window = self.window.tiles(axis, layout.grid[axis], parts)
-        ranges = [visible_range(tile, window, parts) for tile in range(parts)]
-        first, stop = torch.tensor(ranges, device=device).unsqueeze(-1).unbind(1)
-        tiles = torch.arange(parts, device=device)
-        return (first <= tiles) & (tiles < stop)
+    def sees(self, grid: Triple, axis: int, sizes: tuple[int, ...]) -> np.ndarray:
+        """See Rules."""
+        parts = len(sizes)
+        return tiles_see(parts, self.window.tiles(axis, grid[axis], parts))
+
+    def reaches(self, grid: Triple, axis: int, sizes: tuple[int, ...]) -> bool:
+        """Every query, away from the border, sees half of the asked half-width to either side.
+
+        A window of one tile would see nothing past a tile's edge.
+        """
+        length, parts = grid[axis], len(sizes)
+        seen = self.window.tiles(axis, length, parts)
+        side = seen // 2 * (length / parts)
+        return self.per_tile or seen == parts or side >= (self.window.tokens(axis, length) - 1) / 4
+
+
+def part_sizes(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """(size, longer): the first `longer` parts are size + 1 long, the others size.
+
+    Holds for even splits, and for clipped ones, whose last part is the short one.
+    """
+    if all(size == sizes[0] for size in sizes[:-1]):
+        return sizes[0], 0
+    return sizes[-1], sizes.count(sizes[0])
+
+
+def tiles_see(parts: int, window: int) -> np.ndarray:
+    """bool [n, n]: the tiles that each tile sees, exactly `window` of them (odd, or at least n)."""
+    tiles = np.arange(parts)
+    if window >= parts:
+        return np.ones((parts, parts), bool)
+    half = window // 2
+    centre = tiles.clip(half, parts - 1 - half)
+    return abs(centre[:, None] - tiles) <= half

@@ -41,7 +41,7 @@ def test_ragged_lengths(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [32, 64, 80, 96, 128])
+@pytest.mark.parametrize("dim", [32, 64, 80, 96, 128, 192, 256])
 def test_head_dims_and_types(
     backend: str, dtype: torch.dtype, dim: int, qkv: Make, random_plan: Make, assert_right: Make
 ) -> None:
@@ -129,11 +129,11 @@ def test_sliding_tile(
     device: torch.device,
 ) -> None:
     rule = SlidingTile(**parameters)
-    parts = rule.tiling(layout, device).parts
+    parts = rule.tiling(layout, "lengths").parts
     window = [rule.window.tiles(a, layout.grid[a], len(parts[a])) for a in range(3)]
     mask = sliding_mask(parts, window, layout.before, layout.after, layout.valid)
     q, k, v = qkv(layout.length, batch=len(mask), heads=1, dim=32)
-    plan = plan_for(layout, rule, device)
+    plan = plan_for(layout, rule, device, layout_kind="lengths")
     result = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True)
     assert_right(result, q, k, v, mask)
 
@@ -195,6 +195,9 @@ def test_bad_tensors(qkv: Make, random_plan: Make) -> None:
         ((q, k.half(), v, plan), "k: expected torch.float32"),
         ((q[0], k, v, plan), "q: expected four dimensions"),
         ((q, k, v, three), "1 or 4 heads, got 3"),
+        ((q, k, v, plan.to("meta")), "plan: expected it on .* like q, got meta"),
+        ((q, k, v.to("meta"), plan), "v: expected torch.float32 on .* like q, got .* on meta"),
+        ((q, k[:, 1:], v[:, 1:], plan), r"k: expected .*50.* got .*49"),
         ((q[..., :16], k[..., :16], v[..., :16], plan), "head_dim 16: needs 32 to 256"),
         ((q.double(), k.double(), v.double(), plan), "dtype"),
     ):

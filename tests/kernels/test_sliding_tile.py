@@ -39,7 +39,7 @@ def test_plan_is_the_papers_mask(
 ) -> None:
     rule = SlidingTile(**parameters)
     plan = plan_for(layout, rule, "cpu").validate()
-    parts = rule.tiling(layout, "cpu").parts
+    parts = rule.tiling(layout, "lengths").parts
     window = [rule.window.tiles(a, layout.grid[a], len(parts[a])) for a in range(3)]
     expected = sliding_mask(parts, window, layout.before, layout.after, layout.valid)
     batch = len(expected)

@@ -1,0 +1,211 @@
+"""Patterns made of patterns: their union, and one for each group of heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.blocks import Member, build_plan
+from dit_accel.kernels.patterns.base import Efficiency, Pattern, kind_for
+from dit_accel.kernels.patterns.full import Full
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.tile_choice import BLOCK_EFFICIENCY, LayoutKind, Speed, cheapest
+from dit_accel.kernels.tiling import Tiling, Triple, even_tiling, fixed_tiling
+from dit_accel.layout import TokenLayout
+
+# What patterns of different tastes may agree on.
+USUAL_TILES: tuple[Triple, ...] = ((1, 8, 16), (2, 8, 8), (4, 4, 8))
+
+
+@dataclass(frozen=True)
+class Union(Pattern):
+    """Keeps the pairs that any of several patterns keeps.
+
+    union: the patterns, or tables such as {compute = "radial", decay = 0.2}. Each rules over tiles
+        of its own; blocks are those of the pattern that makes the whole cheapest.
+    """
+
+    name: ClassVar[str] = "union"
+
+    union: Any = field(default_factory=lambda: [{"compute": "sliding_tile"}])
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.union, Sequence) or isinstance(self.union, str) or not self.union:
+            raise DitAccelError(
+                'union: expected a list of patterns such as [{compute = "radial", decay = 0.2}], '
+                f"got {self.union!r}."
+            )
+        parts = tuple(parse_pattern(part, f"union[{i}]") for i, part in enumerate(self.union))
+        if any(part.by_head for part in parts):
+            raise DitAccelError("union: expected patterns that are the same for all heads.")
+        object.__setattr__(self, "union", parts)
+
+    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+        """See Pattern."""
+        return _shared_tiling([(part, 1) for part in self.union], grid, kind, others, speed)
+
+    def members(
+        self,
+        layout: TokenLayout,
+        kind: LayoutKind,
+        efficiency: Efficiency = None,
+        shared: Tiling | None = None,
+    ) -> tuple[Member, ...]:
+        """See Pattern."""
+        how = layout, kind, efficiency
+        blocks = shared or self.tiling(*how)
+        return tuple(member for part in self.union for member in part.members(*how, blocks))
+
+
+@dataclass(frozen=True)
+class PerHead(Pattern):
+    """A pattern for each group of query heads.
+
+    groups: pairs (heads, pattern): heads are numbers and ranges "0-7,-1", or fractions "0.0-0.5" of
+        all heads; a later group overrides an earlier one.
+    rest: the pattern of heads that no group names.
+    """
+
+    name: ClassVar[str] = "per_head"
+    by_head: ClassVar[bool] = True
+
+    groups: tuple[tuple[str, Pattern], ...]
+    rest: Pattern = Full()
+
+    def over(self, heads: str, pattern: Pattern) -> PerHead:
+        """This with another pattern for some heads."""
+        return PerHead((*self.groups, (heads, pattern)), self.rest)
+
+    def assigned(self, heads: int) -> tuple[list[Pattern], list[int]]:
+        """The patterns in use, and for each of `heads` heads which of them it follows."""
+        own: list[Pattern] = [self.rest] * heads
+        for text, pattern in self.groups:
+            for head in select_heads(text, heads):
+                own[head] = pattern
+        used = list(dict.fromkeys(own))
+        return used, [used.index(pattern) for pattern in own]
+
+    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+        """See Pattern. Weighs the patterns alike; `build` knows how many heads each has."""
+        parts = [self.rest, *(pattern for _, pattern in self.groups)]
+        return _shared_tiling([(part, 1) for part in parts], grid, kind, others, speed)
+
+    def members(
+        self,
+        layout: TokenLayout,
+        kind: LayoutKind,
+        efficiency: Efficiency = None,
+        shared: Tiling | None = None,
+    ) -> tuple[Member, ...]:
+        """Not one union for all heads: DitAccelError."""
+        raise DitAccelError("heads: patterns that differ per head cannot be part of another one.")
+
+    def build(
+        self,
+        layout: TokenLayout,
+        device: torch.device | str,
+        heads: int | None = None,
+        *,
+        block_efficiency: Efficiency = None,
+        layout_kind: LayoutKind | None = None,
+    ) -> BlockPlan:
+        """See Pattern. Raises DitAccelError without `heads`, or for heads that do not exist."""
+        if heads is None:
+            raise DitAccelError("heads: expected the number of query heads for a plan per head.")
+        used, follows = self.assigned(heads)
+        how = layout, layout_kind or kind_for(device), block_efficiency
+        speed = tuple((block_efficiency or BLOCK_EFFICIENCY).items())
+        parts = [(pattern, follows.count(i)) for i, pattern in enumerate(used)]
+        others = layout.before + layout.after
+        tiling = _shared_tiling(parts, layout.grid, how[1], others, speed)
+        unions = [part.members(*how, tiling) for part in used]
+        return build_plan(layout, tiling, unions, device, follows)
+
+
+def parse_pattern(value: object, where: str) -> Pattern:
+    """A pattern from itself or a table {compute = name, ...}; `where` names it in errors."""
+    from dit_accel.kernels.patterns import pattern
+
+    if isinstance(value, Pattern):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("compute"), str):
+        raise DitAccelError(
+            f'{where}: expected a table such as {{compute = "sliding_tile"}}, got {value!r}.'
+        )
+    params = {str(key): part for key, part in value.items() if key != "compute"}
+    try:
+        return pattern(value["compute"], **params)
+    except DitAccelError as error:
+        raise DitAccelError(f"{where}: {error}") from error
+
+
+def check_heads(text: object) -> str:
+    """`text` if it says heads; DitAccelError else."""
+    parts = text.split(",") if isinstance(text, str) else [""]
+    for part in (p.strip() for p in parts):
+        if part == "all" or re.fullmatch(r"-?\d+(-+\d+)?|\d*\.?\d+-\d*\.?\d+", part):
+            continue
+        raise DitAccelError(
+            "heads: expected 'all', numbers and ranges such as '0-7,-1', or fractions such as "
+            f"'0.0-0.5', got {text!r}."
+        )
+    return str(text)
+
+
+def select_heads(text: str, heads: int) -> list[int]:
+    """The heads that `text` names of `heads`; DitAccelError where it names one that is none."""
+    found: set[int] = set()
+    for part in (p.strip() for p in text.split(",")):
+        if part == "all":
+            found.update(range(heads))
+        elif match := re.fullmatch(r"(-?\d+)(?:-(-?\d+))?", part):
+            first, last = (
+                int(n) + (heads if n[0] == "-" else 0) for n in (match[1], match[2] or match[1])
+            )
+            if not 0 <= first <= last < heads:
+                raise DitAccelError(
+                    f"heads: {part!r} is not within the {heads} heads of this model; the last "
+                    f"one is {heads - 1}."
+                )
+            found.update(range(first, last + 1))
+        else:
+            low, high = (float(n) for n in part.split("-"))
+            found.update(head for head in range(heads) if low <= head / heads < high)
+    return sorted(found)
+
+
+def _shared_tiling(
+    parts: Sequence[tuple[Pattern, float]],
+    grid: Triple,
+    kind: LayoutKind,
+    others: int,
+    speed: Speed,
+) -> Tiling:
+    """The tiling that suits all patterns best, of their own ones and some usual tiles."""
+    layout = TokenLayout(grid, others)
+    own = list(dict.fromkeys(part.tiling(layout, kind, dict(speed)) for part, _ in parts))
+    if len(own) > 1:
+        own += [_usual(grid, tile, kind) for tile in USUAL_TILES]
+    return cheapest(
+        own,
+        lambda tiling: [
+            (member.relation, weight)
+            for part, weight in parts
+            for member in part.members(layout, kind, dict(speed), tiling)
+        ],
+        kind=kind,
+        others=others,
+        speed=speed,
+    )
+
+
+def _usual(grid: Triple, tile: Triple, kind: LayoutKind) -> Tiling:
+    if kind == "boxes":
+        return fixed_tiling(grid, tile)
+    t, h, w = (-(-size // edge) for size, edge in zip(grid, tile, strict=True))
+    return even_tiling(grid, (t, h, w))

@@ -1,0 +1,53 @@
+"""FreeSwim's inward window: the receptive field of training, kept at a higher resolution.
+
+Along h and w, with d = base // 2, query y sees the rows y - d .. y + d; where that sticks out of
+the grid by e rows, the other side gets e more. So every query sees 2 d + 1 rows, or all. All frames
+are seen.
+Source: FreeSwim (arXiv 2511.14712). Its larger softmax scale, sqrt(log_1560(3120) / head_dim), is
+the caller's affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.patterns.base import AxisRules, check_flag
+from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.windows import Window
+
+
+@dataclass(frozen=True)
+class InwardWindow(AxisRules):
+    """Keeps a spatial window as large as the picture that the model was trained on.
+
+    base: {"tokens" | "tiles" | "fraction": [h, w]}, that picture; 480 x 832 pixels are 30 x 52
+        tokens in most models.
+    tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens in partial blocks.
+    """
+
+    name: ClassVar[str] = "inward_window"
+
+    base: Any = field(default_factory=lambda: {"tokens": [30, 52]})
+    tile: Any = "auto"
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", Window.parse(self.base, "base", 2))
+        object.__setattr__(self, "tile", parse_tile(self.tile))
+        check_flag("exact", self.exact)
+
+    @property
+    def per_tile(self) -> bool:
+        """See Rules."""
+        return self.base.unit == "tiles"
+
+    def token_rule(self, grid: Triple, tiling: Tiling) -> Rule:
+        """See Rules."""
+        params = [grid[0], grid[0], 1, 1, 0]
+        for axis in (1, 2):
+            length = grid[axis]
+            window = self.base.tokens(axis - 1, length, tiling.tile[axis]) // 2 * 2 + 1
+            params += [length, min(length, window), 1, 1, 0]
+        return "neighborhood", tuple(params)

@@ -1,0 +1,118 @@
+"""Generalized neighborhood attention: windows of tokens with stride, dilation and causal axes.
+
+On an axis of N tokens with window w, stride s and dilation d, token x is number x // d of its
+dilation group x mod d, which has n = ceil((N - x mod d) / d) tokens; only tokens of one group see
+each other. With left = w // 2 and right = w // 2 - 1 + w mod 2, a query q of the group looks from
+    leader = min(q // s * s + s // 2, n - 1), centre = clamp(leader, left, n - 1 - right)
+and sees the keys centre - left .. centre + right: w of them, moved inward at the borders. On a
+causal axis leader = min(q // s * s + s - 1, n - 1), and key k is seen if k <= q and
+leader - k < w. Axes are independent.
+
+s = 1 slides, s = w is blocked, d = N / w is sparse and global; w = k tiles with s = a tile is
+sliding tile attention where the tile divides the grid and k is odd.
+Sources: Neighborhood Attention (arXiv 2204.07143), dilated (2209.15001), generalized (2504.16922).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.patterns.base import AxisRules, check_flag
+from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.windows import WHOLE, Window
+
+AXES = "thw"
+
+
+@dataclass(frozen=True)
+class Neighborhood(AxisRules):
+    """Keeps a window of tokens around each query.
+
+    window: {"tiles" | "tokens" | "fraction": [t, h, w]}; wider than the axis means all of it.
+    stride: likewise, or [t, h, w] in tokens; queries of one stride group share a window.
+    dilation: [t, h, w]; the window's tokens are so far apart.
+    causal: [t, h, w], axes along which a query sees nothing after itself.
+    tile: "auto" or [t, h, w], as for sliding_tile.
+    exact: mask tokens in partial blocks. None means false, but true where an axis is causal: whole
+        blocks would show tokens that come after the query.
+    """
+
+    name: ClassVar[str] = "neighborhood"
+
+    window: Any = field(default_factory=lambda: {"fraction": [0.5, 0.5, 0.5]})
+    stride: Any = (1, 1, 1)
+    dilation: Any = (1, 1, 1)
+    causal: Any = (False, False, False)
+    tile: Any = "auto"
+    exact: Any = None
+
+    def __post_init__(self) -> None:
+        own = object.__setattr__
+        own(self, "window", Window.parse(self.window))
+        stride = self.stride
+        if isinstance(stride, Sequence) and not isinstance(stride, str):
+            stride = {"tokens": list(stride)}
+        own(self, "stride", Window.parse(stride, "stride"))
+        own(self, "dilation", _dilation(self.dilation))
+        own(self, "causal", _causal(self.causal))
+        own(self, "tile", parse_tile(self.tile))
+        if self.exact is None:
+            own(self, "exact", any(self.causal))
+        check_flag("exact", self.exact)
+        if self.window.unit == self.stride.unit:
+            self._check_strides()
+
+    @property
+    def per_tile(self) -> bool:
+        """See Rules."""
+        return self.window.unit == "tiles"
+
+    def token_rule(self, grid: Triple, tiling: Tiling) -> Rule:
+        """See Rules. Raises DitAccelError where dilation x window is longer than an axis."""
+        params: list[int] = []
+        for axis, (length, tile) in enumerate(zip(grid, tiling.tile, strict=True)):
+            dilation = self.dilation[axis]
+            window = self.window.tokens(axis, length, tile)
+            if window * dilation > length:
+                if dilation > 1 and self.window.values[axis] != WHOLE:
+                    raise DitAccelError(
+                        f"dilation: expected dilation x window <= {length} tokens along "
+                        f"{AXES[axis]}, got {dilation} x {window}; the nearest legal dilation is "
+                        f"{max(1, length // window)}."
+                    )
+                window = length // dilation
+            stride = min(window, self.stride.tokens(axis, length, tile))
+            params += [length, window, stride, dilation, int(self.causal[axis])]
+        return "neighborhood", tuple(params)
+
+    def _check_strides(self) -> None:
+        for axis, (window, stride) in enumerate(
+            zip(self.window.values, self.stride.values, strict=True)
+        ):
+            if window != WHOLE and (stride > window or stride == WHOLE):
+                raise DitAccelError(
+                    f"stride: expected stride <= window along {AXES[axis]}, got {stride} > "
+                    f"{window} {self.window.unit}; the nearest legal value is {window}."
+                )
+
+
+def _dilation(value: Any) -> tuple[int, ...]:
+    steps = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if len(steps) != 3 or any(type(step) is not int or step < 1 for step in steps):
+        raise DitAccelError(
+            f"dilation: expected [t, h, w] of whole numbers >= 1, got {value!r}; no dilation is "
+            "[1, 1, 1]."
+        )
+    return steps
+
+
+def _causal(value: Any) -> tuple[bool, ...]:
+    flags = (value,) * 3 if isinstance(value, bool) else value
+    flags = tuple(flags) if isinstance(flags, Sequence) and not isinstance(flags, str) else ()
+    if len(flags) != 3 or any(type(flag) is not bool for flag in flags):
+        raise DitAccelError(f"causal: expected [t, h, w] of true or false, got {value!r}.")
+    return flags

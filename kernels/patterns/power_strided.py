@@ -1,0 +1,82 @@
+"""Power-strided attention: tiles near, and tiles a power of two away along one axis.
+
+Tiles i and j with offsets (dt, dh, dw) see each other if every offset is local (|d| <= half of the
+window) but at most one, whose size is a power of two. So density grows with log n / n, and after l
+layers a token reaches about 2^l places. All queries also see the first `sink` tiles along t.
+Source: PowerAttention (arXiv 2503.03588), a causal rule over blocks of text; this is its form over
+tiles of a video, both ways.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.patterns.base import Rules, axis_relation, check_count, check_flag
+from dit_accel.kernels.patterns.sliding_tile import part_sizes
+from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.visibility import AnyOf, Relation, Separable
+from dit_accel.kernels.windows import Window
+
+
+@dataclass(frozen=True)
+class PowerStrided(Rules):
+    """Keeps local tiles, and tiles a power of two away along one axis.
+
+    window: {"tiles" | "tokens" | "fraction": [t, h, w]}, the width of what is local.
+    sink: number of tiles along t, from the first, that all queries see.
+    tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens where blocks straddle tiles.
+    """
+
+    name: ClassVar[str] = "power_strided"
+
+    window: Any = field(default_factory=lambda: {"tiles": [3, 3, 3]})
+    sink: int = 0
+    tile: Any = "auto"
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", Window.parse(self.window))
+        object.__setattr__(self, "tile", parse_tile(self.tile))
+        check_count("sink", self.sink)
+        check_flag("exact", self.exact)
+
+    @property
+    def per_tile(self) -> bool:
+        """See Rules."""
+        return self.window.unit == "tiles"
+
+    def token_rule(self, grid: Triple, tiling: Tiling) -> Rule:
+        """See Rules."""
+        params: list[int] = []
+        for axis, sizes in enumerate(tiling.parts):
+            params += [*part_sizes(sizes), self._half(grid, axis, len(sizes))]
+        return "power_strided", (*params, self.sink)
+
+    def relation(self, grid: Triple, tiling: Tiling) -> Relation:
+        """See Rules: far along one axis and local on the others, for each axis; and the sink."""
+        rule = self.token_rule(grid, tiling)[0], (*self.token_rule(grid, tiling)[1][:-1], 0)
+        local, far = [], []
+        for axis, sizes in enumerate(tiling.parts):
+            tile = np.repeat(np.arange(len(sizes)), sizes)
+            half = self._half(grid, axis, len(sizes))
+            local.append(abs(tile[:, None] - tile) <= half)
+            far.append(axis_relation(rule, grid, axis))
+        found: list[Relation] = [
+            Separable({a: far[a] if a == away else local[a] for a in range(3)}) for away in range(3)
+        ]
+        if self.sink:
+            first = np.repeat(np.arange(tiling.counts[0]), tiling.parts[0]) < self.sink
+            found.append(Separable({0: np.broadcast_to(first, (grid[0], grid[0]))}))
+        return AnyOf(tuple(found))
+
+    def sees(self, grid: Triple, axis: int, sizes: tuple[int, ...]) -> np.ndarray:
+        """See Rules: the local tiles, of which the far ones are a few times as many."""
+        tiles = np.arange(len(sizes))
+        return abs(tiles[:, None] - tiles) <= self._half(grid, axis, len(sizes))
+
+    def _half(self, grid: Triple, axis: int, parts: int) -> int:
+        return self.window.tiles(axis, grid[axis], parts) // 2

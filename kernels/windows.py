@@ -1,0 +1,93 @@
+"""Windows of patterns: widths in tiles, tokens, or as a fraction of the axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dit_accel.errors import DitAccelError, unknown
+
+WHOLE = -1
+"""In tiles and tokens: the whole axis, whatever its length."""
+AXES = {3: "[t, h, w]", 2: "[h, w]", 1: "n"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far a query sees along each axis: a number of tiles or tokens, or a fraction of the axis.
+
+    values: one per axis, in the order t, h, w; -1 is the whole axis (in tiles and tokens).
+    """
+
+    unit: str
+    values: tuple[float, ...]
+
+    UNITS = ("tiles", "tokens", "fraction")
+
+    @classmethod
+    def parse(cls, window: object, name: str = "window", axes: int = 3) -> Window:
+        """A window over `axes` axes from `{unit: values}`; DitAccelError if it is none."""
+        if isinstance(window, Window) and len(window.values) == axes:
+            return window
+        form = AXES[axes]
+        if not isinstance(window, Mapping) or len(window) != 1:
+            raise DitAccelError(
+                f"{name}: expected one of {{tiles = {form}}}, {{tokens = {form}}}, "
+                f"{{fraction = {form}}}, got {window!r}."
+            )
+        unit, values = next(iter(window.items()))
+        if unit not in cls.UNITS:
+            raise unknown(f"unit of {name}", str(unit), cls.UNITS)
+        if axes == 1 and not isinstance(values, Sequence):
+            values = [values]
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != axes:
+            words = {3: "three values", 2: "two values", 1: "one value"}[axes]
+            raise DitAccelError(f"{name}.{unit}: expected {words} {form}, got {values!r}.")
+        for value in values:
+            _check_value(f"{name}.{unit}", unit, value)
+        return cls(unit, tuple(values))
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """The form that a profile file has."""
+        return {self.unit: list(self.values)}
+
+    def tiles(self, axis: int, length: int, parts: int) -> int:
+        """Odd number of tiles k <= parts that a tile sees on an axis in `parts` tiles, or `parts`.
+
+        The smallest odd number that is not below the asked share (`value` tiles, `value / length *
+        parts` for tokens, `value * parts` for fractions). So the mean window is at least what was
+        asked, every tile sees exactly k tiles, and an even number of tiles k < parts means k + 1,
+        as sliding tile attention's own rule |centre - tile| <= k // 2 has it.
+        """
+        value = self.values[axis]
+        if value == WHOLE:
+            return parts
+        share = {"tiles": value, "tokens": value / length * parts, "fraction": value * parts}
+        whole = max(1, math.ceil(share[self.unit] - 1e-6))
+        return min(parts, whole + 1 - whole % 2)
+
+    def tokens(self, axis: int, length: int, edge: int = 1) -> int:
+        """Tokens on an axis of `length` tokens whose tiles are `edge` long, at most `length`."""
+        value = self.values[axis]
+        if value == WHOLE:
+            return length
+        asked = {"tiles": value * edge, "tokens": value, "fraction": value * length}
+        return min(length, max(1, math.ceil(asked[self.unit] - 1e-6)))
+
+
+def _check_value(name: str, unit: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = number and math.isfinite(value)  # type: ignore[arg-type]
+    if unit == "fraction":
+        if not number or not 0 < value <= 1:  # type: ignore[operator]
+            raise DitAccelError(
+                f"{name}: expected 0 < value <= 1, got {value!r}; the nearest legal value "
+                f"is {1.0 if number and value > 1 else 0.1}."  # type: ignore[operator]
+            )
+    elif type(value) is not int or (value < 1 and value != WHOLE):
+        legal = max(1, round(value)) if number else 1  # type: ignore[call-overload]
+        raise DitAccelError(
+            f"{name}: expected whole numbers >= 1, or -1 for the whole axis, got {value!r}; "
+            f"the nearest legal value is {legal}."
+        )
