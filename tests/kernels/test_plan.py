@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, lists_from_mask
+from dit_accel.kernels.plan import (
+    BlockPlan,
+    BlockTable,
+    ListKinds,
+    TokenMask,
+    lists_from_mask,
+)
 from dit_accel.kernels.reference import dense_mask
 
 Make = Callable[..., Any]
@@ -78,6 +84,18 @@ def ints(*values: Any) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+def partial(
+    count: Any = (0, 0), name: str = "box", params: tuple[int, ...] = (0, 0, 0), q_coords: int = 60
+) -> dict[str, Any]:
+    """The fields of a partial list over the plan below."""
+    coords = [torch.zeros(n, 3, dtype=torch.int32) for n in (q_coords, 50)]
+    return {
+        "partial_count": ints([list(count)]),
+        "partial_index": ints([[[0], [0]]]),
+        "token_mask": TokenMask(name, params, *coords),
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -90,18 +108,29 @@ def ints(*values: Any) -> torch.Tensor:
         ({"q_blocks": BlockTable(None, ints(0, 10), ints([40, 20]))}, "share no query"),
         ({"q_blocks": BlockTable(ints(*[0] * 60), ints(0, 40), ints([40, 20]))}, "permutation"),
         ({"q_blocks": BlockTable(None, ints(0, 40), ints([40]))}, "expected 2 lengths"),
+        ({"full_count": ints([[-1, 1]])}, "full_count: expected counts in"),
+        ({"full_index": ints([[[0, 0], [0, 0]]]), "full_count": ints([[2, 1]])}, "names twice"),
+        ({"full_index": ints([[[0, 0], [0, 0]]]).mT}, "full_index: expected contiguous"),
+        ({"unmasked_count": ints([[1, 0]])}, "unmasked_count: expected the blocks .* 128 tokens"),
+        ({"unmasked_count": ints([[2, 0]])}, "unmasked_count: expected counts"),
+        ({"unmasked_count": ints([[0]])}, "unmasked_count: expected the shape"),
+        ({"covers": True, "q_length": 61}, "plan.covers"),
+        ({"kinds": ListKinds(True, False, False)}, "plan.kinds: expected at least"),
         ({"partial_count": ints([[0, 0]])}, "together"),
+        ({"pooled_count": ints([[0, 0]])}, "pooled_count and pooled_index together"),
         (
-            {
-                "partial_count": ints([[0, 0]]),
-                "partial_index": ints([[[0], [0]]]),
-                "token_mask": TokenMask("cone", (0, 0, 0), ints(), ints()),
-            },
-            "cone",
+            {"pooled_count": ints([[1, 0]]), "pooled_index": ints([[[-1], [0]]])},
+            "pooled_index: expected pooled keys in 0 or more, got -1",
         ),
+        ({"pooled_count": ints([[1]]), "pooled_index": ints([[[0]]])}, "plan.pooled: expected"),
+        (partial(), None),
+        (partial(count=[1, 0]), "partial_index: expected blocks that are not in full_index"),
+        (partial(name="cone"), "cone"),
+        (partial(params=(0,) * 17), "at most 16 parameters, got 17"),
+        (partial(q_coords=59), r"token_mask.q_coords: expected shape \(60, 3\), got \(59, 3\)"),
     ],
 )
-def test_validation(change: dict, words: str) -> None:
+def test_validation(change: dict, words: str | None) -> None:
     plan = BlockPlan(
         BlockTable(None, ints(0, 40), ints([40, 20])),
         BlockTable(None, ints(0), ints([50])),
@@ -110,5 +139,24 @@ def test_validation(change: dict, words: str) -> None:
         60,
         50,
     )
+    changed = replace(plan.validate(), **change)
+    if words is None:
+        assert changed.validate() is changed
+        return
     with pytest.raises(DitAccelError, match=words):
-        replace(plan.validate(), **change).validate()
+        changed.validate()
+
+
+def test_claims_spare_reads(random_plan: Make) -> None:
+    """What the maker of a plan says is believed; lists of pooled keys always count."""
+    plan, _ = random_plan([20, 30], [40])
+    found = plan.list_kinds
+    claimed = replace(plan, kinds=ListKinds(True, True, True), covers=True)
+    assert found == (False, True, False, False) and claimed.covers_queries
+    assert claimed.list_kinds == (True, True, True, False)
+    zeros = torch.zeros_like(plan.full_count)
+    with_pooled = replace(
+        claimed, kinds=found, pooled_count=zeros, pooled_index=zeros.unsqueeze(-1)
+    )
+    assert with_pooled.list_kinds == (False, True, False, True)
+    assert with_pooled.validate() is with_pooled
