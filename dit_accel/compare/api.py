@@ -13,7 +13,7 @@ from dit_accel.compare.request import Request, Silent, Watcher, run_of
 from dit_accel.compare.results import Results
 from dit_accel.compare.runner import run_all
 from dit_accel.compare.store import open_store
-from dit_accel.compare.timing import device_of, transformers
+from dit_accel.compare.timing import device_of, dtype_of, transformers
 from dit_accel.pipelines.registry import adapter_for
 from dit_accel.profile import Profile
 
@@ -69,7 +69,7 @@ def compare(
         demo=model == "demo",
         command="dit_accel.compare.api.compare(...)",
     )
-    run = run_of(request, methods, device_of(pipe), transformers(pipe)[0].dtype)
+    run = run_of(request, methods, device_of(pipe), dtype_of(pipe))
     store = open_store(Path(out), run, resume=resume, overwrite=overwrite)
     results = run_all(pipe, methods, request, store, watcher or Silent())
     write_page(results, store.folder)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -91,6 +92,7 @@ def _diffusers_cache(
         import diffusers
 
         with ExitStack() as stack:
+            model: Any
             for model in transformers(pipe):
                 if not hasattr(model, "enable_cache"):
                     raise DitAccelError(f"{type(model).__name__} has no enable_cache()")
@@ -167,9 +169,7 @@ def _cache_dit_enabled(pipe: Any, parameters: dict[str, Any]) -> Iterator[None]:
 
 def _cache_dit() -> Any:
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
-    import cache_dit
-
-    return cache_dit
+    return import_module("cache_dit")
 
 
 def _attention_backend(name: str, text: str, module: str = "", package: str = "") -> External:

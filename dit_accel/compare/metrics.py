@@ -36,23 +36,31 @@ class Measure(ABC):
     """One metric; `missing` is asked once, before anything else."""
 
     metric: Metric
-    needs_dense: bool = True
-    from_files: bool = False
 
     def missing(self, demo: bool) -> str | None:
         """Why this metric cannot run here, or None. `demo`: whether the demo model is compared."""
         return None
 
+
+class ClipMeasure(Measure):
+    """A metric of one clip, most of them against its dense clip."""
+
+    needs_dense: bool = True
+
     @abstractmethod
     def value(self, video: Video, dense: Video, prompt: str) -> Value:
         """The metric of one clip."""
 
+
+class FileMeasure(Measure):
+    """A metric that is made from the files of all clips at once, after the last one."""
+
+    @abstractmethod
     def values(self, videos: Sequence[Path]) -> list[Value]:
-        """All clips at once, after the last one, from their files: for those with `from_files`."""
-        raise NotImplementedError
+        """One value a file, in their order."""
 
 
-class Psnr(Measure):
+class Psnr(ClipMeasure):
     """Peak signal-to-noise ratio over all frames together."""
 
     metric = Metric("dB", "higher")
@@ -66,8 +74,8 @@ class Psnr(Measure):
         return float(found), None
 
 
-class Ssim(Measure):
-    """Structural similarity, mean over frames (Gaussian window of 11, as its authors have it)."""
+class Ssim(ClipMeasure):
+    """Structural similarity, mean over frames, channels and pixels (Gaussian window of 11)."""
 
     metric = Metric("", "higher")
 
@@ -81,7 +89,7 @@ class Ssim(Measure):
         return float(found), None
 
 
-class Lpips(Measure):
+class Lpips(ClipMeasure):
     """Learned perceptual distance (AlexNet), mean over frames."""
 
     metric = Metric("", "lower")
@@ -114,7 +122,7 @@ class Lpips(Measure):
         return float(torch.stack(frames).mean()), None
 
 
-class Flicker(Measure):
+class Flicker(ClipMeasure):
     """What changes back and forth: see `flicker`."""
 
     metric = Metric("levels", "lower")
@@ -125,7 +133,7 @@ class Flicker(Measure):
         return found, None if found is not None else "flicker needs 3 frames"
 
 
-class Adherence(Measure):
+class Adherence(ClipMeasure):
     """Share of the demo prompt's attributes that the demo's own checker sees in the clip."""
 
     metric = Metric("", "higher")
@@ -140,18 +148,13 @@ class Adherence(Measure):
         return adherence.adherence(video, prompt)
 
 
-class VBench(Measure):
+class VBench(FileMeasure):
     """Mean of some of VBench's dimensions, by its own command."""
 
     metric = Metric("", "higher")
-    needs_dense = False
-    from_files = True
 
     def missing(self, demo: bool) -> str | None:
         return vbench.missing()
-
-    def value(self, video: Video, dense: Video, prompt: str) -> Value:
-        return None, "measured after the last clip"
 
     def values(self, videos: Sequence[Path]) -> list[Value]:
         return vbench.scores(videos)
@@ -180,7 +183,10 @@ class Measures:
         """(values, notes) of a clip; `dense` is the clip that it is paired with."""
         values: dict[str, float | None] = {}
         notes: dict[str, str] = {}
+        note: str | None
         for name, measure in self.running.items():
+            if not isinstance(measure, ClipMeasure):
+                continue
             if dense is None and measure.needs_dense:
                 value, note = None, NO_DENSE
             else:

@@ -20,7 +20,7 @@ import torch
 from dit_accel.compare.environment import environment
 from dit_accel.compare.external import Setting
 from dit_accel.compare.methods import ExternalMethod, Method, ProfileMethod, Receipt
-from dit_accel.compare.metrics import Measures, choose_metrics, same_shape
+from dit_accel.compare.metrics import FileMeasure, Measures, choose_metrics, same_shape
 from dit_accel.compare.probe import measuring_errors
 from dit_accel.compare.request import WARMUP_STEPS, Request, Watcher, check, repeats_for
 from dit_accel.compare.results import DENSE, Clip, ProfileInfo, Results
@@ -296,7 +296,7 @@ class _Session:
         """Metrics that are made from all clips' files at once."""
         done = [clip for clip in self.store.clips.values() if clip.status == "done"]
         for name, measure in self.measures.running.items():
-            if not measure.from_files:
+            if not isinstance(measure, FileMeasure):
                 continue
             todo = [clip for clip in done if clip.metrics.get(name) is None]
             paths = [self.store.folder / str(clip.video) for clip in todo]

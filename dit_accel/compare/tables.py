@@ -25,7 +25,7 @@ def summary(results: Results) -> Table:
     heads += [_head(name, metric) for name, metric in metrics.items()]
     heads += ["density", *(["memory MiB"] if memory else [])]
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     for row in rows:
         if row.skipped is None:
             table.add_row(row.profile, *_cells(row, metrics, memory))
@@ -88,7 +88,7 @@ def _head(name: str, metric: Metric) -> str:
 
 
 def _cells(row: Row, metrics: dict[str, Metric], memory: bool) -> list[str]:
-    clips = f"{row.clips}" + (f" ({row.failed} failed)" if row.failed else "")
+    clips = f"{row.clips}" + (f"\n{row.failed} failed" if row.failed else "")
     cells = [clips, _spread(row.denoise_s, "{:.2f}")]
     cells += [_spread(row.speedup, "{:.2f}x"), _spread(row.attention_speedup, "{:.2f}x")]
     for name in metrics:

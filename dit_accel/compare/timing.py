@@ -71,6 +71,12 @@ def device_of(pipe: Any) -> torch.device:
     return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 
 
+def dtype_of(pipe: Any) -> torch.dtype:
+    """What the transformers compute in; float32 for a pipeline without any."""
+    parameters = (p for model in transformers(pipe) for p in model.parameters())
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+
+
 def transformers(pipe: Any) -> list[nn.Module]:
     """The models that denoise: every component whose name begins with `transformer`."""
     found = [m for name, m in pipe.components.items() if name.startswith("transformer")]
