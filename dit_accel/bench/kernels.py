@@ -12,7 +12,7 @@ from dit_accel.bench import dense
 from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.plans import PLAN_KINDS, layout_kind_of
 from dit_accel.bench.proof import Expected, expected_dense, expected_rows, poisoned, prove
-from dit_accel.bench.records import OK, SKIPPED, WRONG, Row
+from dit_accel.bench.records import FAILED, OK, SKIPPED, WRONG, Row
 from dit_accel.bench.timing import Rotation, Timing, first_calls, measure
 from dit_accel.kernels.backends import BACKENDS, eligible, interpreted
 from dit_accel.kernels.block_sparse import block_sparse_attention
@@ -182,8 +182,10 @@ def _proven(
         if not proof.ok:
             return replace(row, status=WRONG, note=proof.why)
         timing = measure(call, options.device, options.repeats, warmup=1)
-    except Exception as error:  # a kernel that cannot run here says so in its own way
+    except torch.OutOfMemoryError as error:
         return replace(row, status=SKIPPED, note=_short(error))
+    except Exception as error:  # compilers, drivers and libraries fail in many ways
+        return replace(row, status=FAILED, note=_short(error))
     return _with_speed(row, timing, case, kept, launched)
 
 

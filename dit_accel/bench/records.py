@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from dit_accel.errors import DitAccelError
 
-OK, WRONG, SKIPPED = "ok", "WRONG", "skipped"
+OK, WRONG, FAILED, SKIPPED = "ok", "WRONG", "FAILED", "skipped"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Row:
     kernel: the backend, the dense kernel, or which ceiling.
     plan: the kind of plan. blocks: query x key slots of a block.
     density: what was asked. launched_density, kept_density: see `BlockPlan`.
-    status: "ok", "WRONG" (not timed), or "skipped"; `note` then says why.
+    status: "ok", "WRONG" (not timed), "FAILED" (raised) or "skipped" (cannot run here); `note` then
+        says why.
     error: relative L2 error of the proof, worst sample.
     ms: median of `repeats` calls. useful_tflops counts 4 x kept token pairs x head_dim,
         launched_tflops launched slots instead.

@@ -22,14 +22,14 @@ from dit_accel.bench.goals import reached
 from dit_accel.bench.kernels import Options, default_backends, measure_case
 from dit_accel.bench.machine import machine
 from dit_accel.bench.plans import parse_tile, pick_kinds
-from dit_accel.bench.records import OK, SKIPPED, WRONG, CsvLog, Row
+from dit_accel.bench.records import FAILED, OK, SKIPPED, WRONG, CsvLog, Row
 from dit_accel.bench.whole import WHOLE_CASE, ceilings, permutation, whole_calls
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS
 
 
 class WrongResult(RuntimeError):
-    """A kernel computed something else than attention over its plan."""
+    """A kernel computed something else than attention over its plan, or raised."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def run_kernels(request: KernelRequest, console: Console) -> list[Row]:
     """Measure, print and log everything that was asked.
 
     Raises DitAccelError for bad input and where no backend could run, WrongResult at the end if
-    any result was wrong.
+    any result was wrong or an eligible backend failed.
     """
     cases = pick_cases(request.cases, quick=request.quick, tiny=request.tiny, heads=request.heads)
     options = _options(request)
@@ -150,10 +150,14 @@ def _print_rest(rows: Sequence[Row], console: Console, tiny: bool) -> None:
 
 
 def _check(rows: Sequence[Row]) -> None:
-    wrong = [row for row in rows if row.status == WRONG]
+    wrong = [r for r in rows if r.status == WRONG or (r.status == FAILED and r.what != "dense")]
     if wrong:
-        named = "; ".join(f"{r.kernel} on {r.case} {r.plan} {r.density}: {r.note}" for r in wrong)
-        raise WrongResult(f"{len(wrong)} results are wrong and were not timed: {named}")
+        named = "; ".join(
+            " ".join(str(part) for part in (r.kernel, "on", r.case, r.plan, r.density) if part)
+            + f": {r.status}, {r.note}"
+            for r in wrong
+        )
+        raise WrongResult(f"{len(wrong)} results are wrong or failed, and have no speed: {named}")
     sparse = [row for row in rows if row.what == "sparse"]
     if not any(row.status == OK for row in sparse):
         reasons = dict.fromkeys(f"{r.kernel}: {r.note}" for r in sparse)

@@ -106,14 +106,16 @@ def step_rows(model: StepModel, size: Size, options: StepOptions) -> Iterator[St
     with dense_attention(made, choice.name):
         attention, first = _dense_attention_ms(bench)
         if options.compile:
+            torch._dynamo.utils.counters.clear()
             _compile(made, options.compiler)
             first = bench.first()
         timing, peak = bench.timed(first)
         reference = bench.output
         assert reference is not None
         total = sum(attention.values())
+        note = _noted(_graph_breaks(options), _chosen(choice))
         dense = _timed_row(
-            replace(base, what="dense", note=_chosen(choice)), timing, first, peak, total,
+            replace(base, what="dense", note=note), timing, first, peak, total,
             attention.get("self", 0.0),
         )  # fmt: skip
         yield dense
@@ -166,6 +168,7 @@ def _profile_row(
 ) -> StepRow:
     if bench.options.compile:
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
     with _recorded(bench, profile) as sites:
         first = bench.first()
         sites.start(sites.steps)
@@ -177,7 +180,7 @@ def _profile_row(
     forwards = timing.repeats
     per_forward = {kind: sum(values) / forwards for kind, values in times.items()}
     row = _timed_row(
-        replace(base, profile=profile.name), timing, first, peak,
+        replace(base, profile=profile.name, note=_graph_breaks(bench.options)), timing, first, peak,
         sum(per_forward.values()), per_forward.get("self", 0.0),
     )  # fmt: skip
     own = report["self"]
@@ -239,10 +242,18 @@ def _recorded(bench: Bench, profile: Profile) -> Iterator[TimedSites]:
         gc.collect()
 
 
+def _graph_breaks(options: StepOptions) -> str:
+    """What compilation could not keep in one graph since the last reset, "" where nothing."""
+    if not options.compile:
+        return ""
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    return f"{sum(breaks.values())} graph breaks" if breaks else ""
+
+
 def _compile(model: Any, compiler: str) -> None:
     """Compile the repeated blocks, by diffusers' own list of them where it has one."""
     if getattr(model, "_repeated_blocks", None):
-        model.compile_repeated_blocks(fullgraph=True, backend=compiler)
+        model.compile_repeated_blocks(backend=compiler)
         return
     adapter = adapter_for(model)
     assert adapter is not None
@@ -289,6 +300,10 @@ def _timed_row(
         attention_share=attention / timing.median_ms,
         peak_gib=peak,
     )
+
+
+def _noted(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _chosen(choice: DenseChoice) -> str:

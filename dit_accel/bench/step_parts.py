@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,7 +27,12 @@ TORCH_KERNELS: dict[str, list[SDPBackend]] = {
     "_native_efficient": [SDPBackend.EFFICIENT_ATTENTION],
 }
 """Attention backends of diffusers that are torch's own; [] leaves the choice to torch."""
-PACKAGE_KERNELS = ("flash", "_flash_3", "xformers")
+PACKAGE_KERNELS = {
+    "flash": "flash_attn",
+    "_flash_3": "flash_attn_interface",
+    "xformers": "xformers",
+}
+"""Those of packages, with the module that must be there."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ def choose_dense(
     mask = torch.ones(1, 1, 1, shape[1], dtype=torch.bool, device=device) if masked else None
     times: dict[str, float] = {}
     failed: dict[str, str] = {}
-    names = [*TORCH_KERNELS, *(PACKAGE_KERNELS if dispatches(model) else ())]
+    names = [*TORCH_KERNELS]
+    if dispatches(model):
+        names += [name for name, module in PACKAGE_KERNELS.items() if find_spec(module)]
     if device.type == "cpu":
         names = ["native"]
     for name in [wanted] if wanted else names:

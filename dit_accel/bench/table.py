@@ -11,10 +11,10 @@ from rich.table import Table
 
 from dit_accel.bench.goals import Reached
 from dit_accel.bench.machine import Machine
-from dit_accel.bench.records import OK, SKIPPED, WRONG, Row
+from dit_accel.bench.records import FAILED, OK, SKIPPED, WRONG, Row
 
 LOG_WIDTH = 180
-STYLES = {OK: "", WRONG: "bold red", SKIPPED: "dim"}
+STYLES = {OK: "", WRONG: "bold red", FAILED: "red", SKIPPED: "dim"}
 
 
 def show(console: Console, title: str, table: Table) -> None:

@@ -68,7 +68,7 @@ def test_the_whole_path(bench: Run, rows: Rows, monkeypatch: pytest.MonkeyPatch)
 def test_the_interpreted_kernel(bench: Run, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("kernels are compiled here")
-    small = Case("small", "a small grid", TokenLayout((1, 6, 23), 5), 1, 32)
+    small = Case("small", "a small grid", TokenLayout((1, 5, 7), 3), 1, 32)
     monkeypatch.setitem(CASES, "small", small)
     code, text = bench(
         "kernels", "--cases", "small", "--densities", "0.5", "--plans", "sliding_tile",
@@ -105,24 +105,29 @@ def test_a_wrong_kernel_gets_no_speed(
     assert by_name["broken"]["status"] == "WRONG" and by_name["torch"]["status"] == "ok"
     for speed in ("ms", "best_ms", "useful_tflops", "launched_tflops", "speedup", "over_dense"):
         assert by_name["broken"][speed] == "" and by_name["torch"][speed] != ""
-    assert "1 results are wrong" in text and "broken on l32768 random" in text
+    assert "1 results are wrong" in text and "broken on l32768 random 0.5: WRONG" in text
 
 
-def test_a_kernel_that_raises_is_listed(
-    bench: Run, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_raises(bench: Run, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed, the others are measured, and the command fails; unable is not failing."""
+
     def forward(*args: Any) -> Any:
         raise RuntimeError("no kernel image\nmore")
 
     monkeypatch.setitem(BACKENDS, "broken", dataclasses.replace(TORCH, forward=forward))
+    unable = dataclasses.replace(TORCH, call=lambda *args: "head_dim 64: needs 7")
+    monkeypatch.setitem(BACKENDS, "unable", unable)
     args = ("kernels", "--tiny", "--cases", "l32768", "--densities", "0.5", "--plans", "random",
             "--no-extras", "--out", "k.csv", "--repeats", "3", "--device", "cpu")  # fmt: skip
-    code, _ = bench(*args, "--backend", "broken,torch")
-    assert code == 0
-    row = next(row for row in rows("k.csv") if row["kernel"] == "broken")
-    assert (row["status"], row["note"]) == ("skipped", "RuntimeError: no kernel image")
-    code, text = bench(*args, "--backend", "broken")
-    assert code == 2 and "no kernel image" in text
+    code, text = bench(*args, "--backend", "broken,unable,torch")
+    assert code == 1 and "broken on l32768 random 0.5: FAILED" in text
+    status = {row["kernel"]: (row["status"], row["note"]) for row in rows("k.csv")}
+    assert status["broken"] == ("FAILED", "RuntimeError: no kernel image")
+    assert status["unable"] == ("skipped", "head_dim 64: needs 7")
+    assert status["torch"][0] == "ok"
+    assert bench(*args, "--backend", "unable,torch")[0] == 0
+    code, text = bench(*args, "--backend", "unable")
+    assert code == 2 and "unable: head_dim 64: needs 7" in text
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_compiled_blocks(name: str) -> None:
     dense, sparse = rows_of(model, densities=(0.3,), compile=True, compiler="aot_eager")
     assert (dense.mode, sparse.mode, sparse.status) == ("compiled", "compiled", "ok"), sparse.note
     assert sparse.sparse == 2 and sparse.attention_ms and sparse.self_attention_ms
+    assert "graph breaks" not in dense.note + sparse.note
 
 
 def test_reuse_and_the_middle_of_a_run() -> None:
