@@ -20,21 +20,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_accel.compare.probe import Capture
-from dit_accel.compare.specs import Spec
+from dit_accel.compare.specs import Spec, toml
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.backends import choose
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import PATTERNS, Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
 
-WINDOWS = (
-    (1.0, 0.75, 0.75),
-    (1.0, 0.5, 0.5),
-    (0.6, 0.5, 0.5),
-    (0.6, 0.35, 0.35),
-    (0.35, 0.25, 0.25),
-)
-"""Windows, as fractions of (T, H, W), that a pattern with a window is tried with by default."""
+KNOBS: dict[str, tuple[Any, ...]] = {
+    "window": tuple(
+        {"fraction": shares}
+        for shares in ([1.0, 0.75, 0.75], [1.0, 0.5, 0.5], [0.6, 0.5, 0.5], [0.6, 0.35, 0.35])
+    ),
+    "density": (0.6, 0.4, 0.2),
+    "decay": (1.0, 0.5, 0.2),
+    "references": ({"fraction": 0.5}, {"fraction": 0.25}),
+    "radius": ({"fraction": 0.4}, {"fraction": 0.2}),
+    "base": ({"fraction": [0.7, 0.7]}, {"fraction": [0.5, 0.5]}),
+}
+"""What decides how much a pattern keeps, and the values that are tried by default. A pattern whose
+parameters have none of these names is tried as it is."""
 MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Moments of the run that are looked at by default."""
 
@@ -69,7 +74,7 @@ class Row:
 
 
 def candidates(specs: Sequence[Spec] = ()) -> list[Candidate]:
-    """Those that the specs' profiles run; without specs every pattern, at several windows."""
+    """Those that the specs' profiles run; without specs every pattern, at several values."""
     if not specs:
         return [_candidate(name, each) for name, each in default_patterns()]
     found = []
@@ -85,15 +90,17 @@ def candidates(specs: Sequence[Spec] = ()) -> list[Candidate]:
 
 
 def default_patterns() -> list[tuple[str, Pattern]]:
-    """(name, pattern) of every registered pattern, those with a window at several windows."""
+    """(inline profile, pattern) of every registered pattern at the values of its knob."""
     found: list[tuple[str, Pattern]] = []
     for name, kind in PATTERNS.items():
-        if "window" not in {item.name for item in fields(kind)}:
+        knob = next((item.name for item in fields(kind) if item.name in KNOBS), None)
+        if knob is None:
             found.append((name, pattern(name)))
             continue
-        for window in WINDOWS:
-            spec = f"{name}:window={','.join(f'{share:g}' for share in window)}"
-            found.append((spec, pattern(name, window={"fraction": list(window)})))
+        for value in KNOBS[knob]:
+            shares = value["fraction"] if knob == "window" else None
+            text = ",".join(map(repr, shares)) if shares else toml(value)
+            found.append((f"{name}:{knob}={text}", pattern(name, **{knob: value})))
     return found
 
 

@@ -3,8 +3,8 @@
 An inline profile is `COMPUTE:key=value,key=value`: one rule for all self-attention, as in
 `sliding_tile:window=3,3,3`. `NAME:key=value` is the shipped profile NAME with these keys in its
 rules, as in `balanced:breakeven=false`. Keys are those of a profile's rule, and `breakeven`.
-A value is what TOML takes, or numbers without brackets. A `window` of whole numbers counts tiles
-(tokens for a compute without tiles), one of decimals up to 1.0 is a fraction of each axis.
+A value is what TOML takes, or numbers without brackets. A `window` of whole numbers counts tiles,
+one with decimals up to 1.0 is a fraction of each axis.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def load_spec(
     if breakeven is None or spec.name == "dense":
         return spec
     profile = dataclasses.replace(spec.profile, breakeven=breakeven)
-    return Spec(spec.name, profile, f"{spec.text}\n# with breakeven = {_toml(breakeven)}\n")
+    return Spec(spec.name, profile, f"{spec.text}\n# with breakeven = {toml(breakeven)}\n")
 
 
 def parameters_of(spec: str) -> dict[str, Any]:
     """The values of `NAME:key=value,key=value`; empty for a bare name."""
-    head, _, rest = (part.strip() for part in spec.partition(":"))
-    return {key: _value(key, text, head, spec) for key, text in _pairs(rest, spec).items()}
+    _, _, rest = (part.strip() for part in spec.partition(":"))
+    return {key: _value(key, text, spec) for key, text in _pairs(rest, spec).items()}
 
 
 def _from_text(text: str, family: str | None) -> Spec:
@@ -98,7 +98,7 @@ def _from_text(text: str, family: str | None) -> Spec:
         return _one_rule(text, head, keys)
     base = _named(head, family)
     changed = dataclasses.replace(base.profile.with_overrides(keys), name=text)
-    shown = ", ".join(f"{key} = {_toml(value)}" for key, value in keys.items())
+    shown = ", ".join(f"{key} = {toml(value)}" for key, value in keys.items())
     return Spec(text, changed, f"{base.text}\n# with {shown}\n")
 
 
@@ -137,8 +137,8 @@ def _one_rule(spec: str, compute: str, keys: Mapping[str, Any]) -> Spec:
     own = dict(keys)
     head: dict[str, Any] = {"name": spec, "breakeven": own.pop("breakeven", True)}
     rule = {"attention": "self", "compute": compute, **own}
-    lines = ["[profile]", *(f"{key} = {_toml(value)}" for key, value in head.items())]
-    lines += ["", "[[rule]]", *(f"{key} = {_toml(value)}" for key, value in rule.items())]
+    lines = ["[profile]", *(f"{key} = {toml(value)}" for key, value in head.items())]
+    lines += ["", "[[rule]]", *(f"{key} = {toml(value)}" for key, value in rule.items())]
     text = "\n".join(lines) + "\n"
     return Spec(spec, parse_profile(text, repr(spec)), text)
 
@@ -160,13 +160,13 @@ def _pairs(text: str, spec: str) -> dict[str, str]:
     return pairs
 
 
-def _value(key: str, text: str, compute: str, spec: str) -> Any:
+def _value(key: str, text: str, spec: str) -> Any:
     """A value as TOML gives it; bare numbers become a list, bare words a text."""
     numbers = [part.strip() for part in text.split(",")]
     if all(_NUMBER.fullmatch(part) for part in numbers):
         found = [float(n) if re.search(r"[.eE]", n) else int(n) for n in numbers]
         if key == "window":
-            return _window(found, compute)
+            return _window(found)
         return found if len(found) > 1 else found[0]
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -176,15 +176,9 @@ def _value(key: str, text: str, compute: str, spec: str) -> Any:
         raise DitAccelError(f"{key} in profile {spec!r} is not a value: {error}.") from error
 
 
-def _window(numbers: list[float], compute: str) -> Any:
-    if any(isinstance(n, float) for n in numbers):
-        return {"fraction": [float(n) for n in numbers]}
-    tiled = compute not in PATTERNS or _has_tiles(compute)
-    return {"tiles" if tiled else "tokens": numbers}
-
-
-def _has_tiles(compute: str) -> bool:
-    return any(item.name == "tile" for item in dataclasses.fields(PATTERNS[compute]))
+def _window(numbers: list[float]) -> dict[str, list[float]]:
+    """Whole numbers count tiles; with a decimal among them they are fractions."""
+    return {"fraction" if any(isinstance(n, float) for n in numbers) else "tiles": numbers}
 
 
 def _outside_brackets(text: str) -> list[str]:
@@ -205,14 +199,14 @@ def _outside_brackets(text: str) -> list[str]:
     return [*parts, text[last:]]
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """A value in TOML's notation."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(each) for each in value)}]"
+        return f"[{', '.join(toml(each) for each in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {toml(v)}" for key, v in value.items()) + "}"
     return repr(value)

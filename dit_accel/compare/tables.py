@@ -20,7 +20,7 @@ def summary(results: Results) -> Table:
     metrics = {name: m for name, m in results.metrics.items() if not m.skipped}
     memory = any(row.memory_bytes for row in rows)
     table = Table(title=f"{results.model}: {_size(results)}, {results.steps} steps")
-    table.add_column("profile", overflow="fold")
+    table.add_column("profile", overflow="fold", min_width=14)
     heads = ["clips", "denoising s", "denoising faster", "attention faster"]
     heads += [_head(name, metric) for name, metric in metrics.items()]
     heads += ["density", *(["memory MiB"] if memory else [])]
@@ -60,21 +60,21 @@ def hints(results: Results) -> list[tuple[str, str]]:
 def attention(rows: Sequence[Summary]) -> Table:
     """The table of `--attention`, by density."""
     table = Table(title="Relative L2 error of attention against dense, on the model's own q, k, v")
-    table.add_column("compute", overflow="fold")
-    heads = ("calls", "launched density", "kept density", "error", "worst error", "worst at")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "worst at" else "right")
+    table.add_column("compute", overflow="fold", min_width=24)
+    for head in ("launched", "kept", "error", "worst"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("worst at", overflow="fold", min_width=14)
     for row in rows:
         table.add_row(
             row.candidate,
-            str(row.calls),
             f"{row.launched_density:.3f}",
             f"{row.kept_density:.3f}",
             f"{row.error:.4f}",
             f"{row.worst_error:.4f}",
             row.worst_at,
         )
-    table.caption = "medians over the captured calls"
+    calls = rows[0].calls if rows else 0
+    table.caption = f"launched and kept density; medians over {calls} captured calls"
     return table
 
 

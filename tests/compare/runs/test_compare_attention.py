@@ -185,6 +185,9 @@ def test_every_pattern_has_a_place_in_the_default_table():
     )
     windows = [s for s in summary if s.candidate.startswith("sliding_tile")]
     assert windows[-1].error > windows[0].error
+    # Every name is an inline profile that means the same.
+    again = attention_level.candidates([load_spec(each.name) for each in tried])
+    assert attention_level.measure(made_capture((5, 12, 12)), again) == rows
 
 
 def test_the_table_of_a_pipeline(pipe, call):
