@@ -90,7 +90,7 @@
       this.near = false;
       this.held = false; // the reader paused this row: it does not start by itself
       this.playing = false;
-      this.wanted = null; // the frame to seek to once the seek under way is done
+      this.wanted = null; // what to show once the seek under way is done
       this.listen();
     }
 
@@ -99,7 +99,7 @@
     }
 
     listen() {
-      this.element.querySelector(".transport").hidden = false;
+      this.element.querySelector(".transport").hidden = frames < 2; // pictures have no time
       this.button.addEventListener("click", () => this.toggle());
       this.element.querySelector(".back").addEventListener("click", () => this.step(-1));
       this.element.querySelector(".on").addEventListener("click", () => this.step(1));
@@ -137,12 +137,12 @@
     async show(frame) {
       this.report(frame);
       const underWay = this.wanted !== null;
-      this.wanted = frame;
+      this.wanted = { frame }; // each call a new one: the clips may have changed, too
       if (underWay) return;
       let done;
       do {
         done = this.wanted;
-        await this.align(done);
+        await this.align(done.frame);
       } while (done !== this.wanted);
       this.wanted = null;
     }
@@ -271,6 +271,7 @@
   }
 
   toolbar.hidden = false;
+  allButton.hidden = frames < 2;
   // It stays in sight while it leaves most of the window to the clips.
   function fitToolbar() {
     const loose = toolbar.offsetHeight > innerHeight / 5;
@@ -286,7 +287,7 @@
     for (const row of rows) {
       row.held = still;
       if (still) row.pause();
-      else if (row.seen) row.play();
+      else if (row.seen && frames > 1) row.play();
     }
   });
   setStill(still);
@@ -314,7 +315,7 @@
         const row = byElement.get(entry.target.closest("article"));
         row.seen = entry.isIntersecting;
         if (!row.seen) row.pause();
-        else if (!still && !row.held) row.play();
+        else if (!still && !row.held && frames > 1) row.play();
       }
     },
     { threshold: 0.35 },

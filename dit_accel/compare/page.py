@@ -18,6 +18,7 @@ from dit_accel.compare.embed import Videos
 from dit_accel.compare.numbers import number, plural, seconds
 from dit_accel.compare.page_words import anchor, title_of
 from dit_accel.compare.results import Results, summarise
+from dit_accel.compare.tables import hints
 from dit_accel.video import replacing
 
 FOLDER = Path(__file__).parent
@@ -76,6 +77,7 @@ def _context(results: Results, videos: Videos) -> dict[str, Any]:
         "failed": [clip for clip in results.clips if clip.status == "failed"],
         "columns": page_summary.columns(results, rows),
         "summary": page_summary.summary(results, rows),
+        "hints": hints(results),
         "skipped_metrics": skipped,
         "gaps": page_summary.gaps(results),
         "skipped_profiles": [info for info in results.profiles if info.skipped],

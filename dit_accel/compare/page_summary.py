@@ -116,7 +116,9 @@ def columns(results: Results, rows: Sequence[Row]) -> list[Column]:
         found.append(Column(title_of(name), metric.unit, text))
     computed = "share of the attention matrix that was computed, mean over calls; 1 is dense"
     found.append(Column("Density", "", computed))
-    found.append(Column("Memory", _memory_unit(rows)[0], "peak memory on the GPU; not measured on a CPU"))
+    found.append(
+        Column("Memory", _memory_unit(rows)[0], "peak memory on the GPU; not measured on a CPU")
+    )
     return found
 
 

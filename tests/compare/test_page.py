@@ -396,6 +396,19 @@ def test_prompts_are_text_and_gaps_have_reasons(compared, tmp_path):
     assert any("layer 4, step 6" in text for _, text in page.all("desc"))
 
 
+def test_a_profile_that_ran_nothing_sparse_is_named(compared, tmp_path):
+    results, _ = compared
+    calls = {"dense: below break-even": 96}
+    clips = [
+        replace(c, launched_density=1.0, calls=calls) if c.profile == "fast" else c
+        for c in results.clips
+    ]
+    page = Page(write_page(changed(results, clips=clips), tmp_path))
+    notes = [text for _, text in page.all("li") if text.startswith("fast: ran dense")]
+    assert len(notes) == 1
+    assert "below break-even" in notes[0]
+
+
 @pytest.mark.parametrize("clips", ["none", "all failed", "dense failed"])
 def test_a_page_of_almost_nothing(compared, tmp_path, clips):
     results, _ = compared

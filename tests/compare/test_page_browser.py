@@ -49,6 +49,11 @@ SAMPLE = """async ([row, milliseconds]) => {
   return samples;
 }""".replace("BIT", str(BIT))
 
+CLOCKS = """
+  const videos = [...document.querySelectorAll(`${row} figure:not([hidden]) video`)];
+  const times = videos.map((video) => video.currentTime);
+"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -97,7 +102,7 @@ def open_page(browser: Any, page_path: Path) -> Iterator[Open]:
 
 def wait_until(page: Any, script: str, value: str = ROW) -> None:
     """Until a script is true. Playwright's own waiting evaluates text, which the page forbids."""
-    for _ in range(250):
+    for _ in range(500):
         if page.evaluate(script, value):
             return
         page.wait_for_timeout(20)
@@ -123,7 +128,7 @@ def sample(page: Any, milliseconds: int = 0, row: str = ROW) -> list[dict[str, l
 
 def wait_for_frame(page: Any, number: int, row: str = ROW) -> None:
     """Until every clip of a row shows this frame, from 0."""
-    for _ in range(100):
+    for _ in range(200):
         shown = sample(page, 0, row)[-1]["shown"]
         if set(shown) == {number}:
             return
@@ -152,30 +157,53 @@ def test_loads_without_errors_or_network(open_page):
 
 
 @pytest.mark.parametrize("choice", ["fast", "*"])
-def test_clips_play_in_sync_by_themselves_and_over_the_end(open_page, choice):
-    page = open_page(reduced_motion="no-preference")
+def test_clips_play_in_sync_and_over_the_end(open_page, choice):
+    page = open_page()
     page.check(f'[name="profile"][value="{choice}"]')
     show(page)
+    page.locator(f"{ROW} .timeline").fill("9")
+    wait_for_frame(page, 9)
+    page.locator(f"{ROW} .play").click()
     wait_for_play(page)
-    samples = sample(page, 2600)
+    samples = sample(page, 1700)
     assert len(samples[0]["times"]) == {"fast": 3, "*": 9}[choice]
     clocks, shown = apart(samples)
     assert clocks < 1
     assert shown <= 1
     frames = [s["shown"][0] for s in samples]
-    assert len(set(frames)) > 12, "the clip runs"
+    assert len(set(frames)) >= 8, "the clip runs"
     assert any(b < a for a, b in pairwise(frames)), "and starts again"
 
 
-def test_a_clip_that_drifts_is_brought_back(open_page):
-    page = open_page(reduced_motion="no-preference")
+def test_clips_that_drift_are_brought_back(open_page):
+    page = open_page()
     show(page)
-    wait_for_play(page)
-    page.evaluate(f"document.querySelectorAll('{ROW} video')[1].currentTime += 1")
-    page.evaluate(f"document.querySelectorAll('{ROW} video')[2].playbackRate = 3")
-    page.wait_for_timeout(700)
-    clocks, _ = apart(sample(page, 800))
-    assert clocks < 0.5
+    page.locator(f"{ROW} .play").click()
+    for _ in range(3):  # a busy machine may need another round
+        wait_until(page, f"row => {{ {CLOCKS} return 0.1 < times[0] && times[0] < 0.4; }}")
+        shift = "videos[1].currentTime += 0.7; videos[2].currentTime += 0.08;"
+        page.evaluate(f"row => {{ {CLOCKS} {shift} }}", ROW)
+        while apart(now := sample(page))[0] > 0.4 and now[0]["times"][0] < 1.2:
+            page.wait_for_timeout(20)
+        if now[0]["times"][0] < 1.2:  # not by starting again at the end
+            return
+    raise AssertionError("the clips were not brought back")
+
+
+def test_quick_choices_end_with_the_last_one(open_page):
+    page = open_page()
+    show(page)
+    names = ["balanced", "fast", "quality", "diffusers-pab", "fast"]
+    page.evaluate(
+        """names => {
+            for (const name of names) document.querySelector(`[value="${name}"]`).click();
+        }""",
+        names,
+    )
+    show(page)
+    assert len(sample(page)[0]["times"]) == 3
+    page.locator(f"{ROW} .timeline").fill("7")
+    wait_for_frame(page, 7)
 
 
 def test_pause_all_and_play_all(open_page):
