@@ -172,7 +172,7 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         shape = (1, layout.length, config.num_attention_heads, config.attention_head_dim)
         q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
         for pattern in state.policy.patterns():
-            plan = plan_for(layout, pattern, device)
+            plan = plan_for(layout, pattern, device, q.shape[2])
             backend = state.settings.backend or choose(q, k, v, plan)
             if eligible(backend, q, k, v, plan) is None:
                 launch(state, q, k, v, plan, backend)

@@ -216,7 +216,7 @@ def run(call: Call, site: Site) -> torch.Tensor:
         return _unplanned(call, site, reason)
     layout = forward.layout
     assert layout is not None
-    plan = plan_for(layout, pattern, call.query.device)
+    plan = plan_for(layout, pattern, call.query.device, call.bshd()[0].shape[2])
     backend = state.settings.backend or choose(*call.bshd(), plan)
     if (reason := eligible(backend, *call.bshd(), plan)) is not None:
         return _unplanned(call, site, f"backend {backend}: {reason}")

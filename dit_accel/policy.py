@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Literal
 
 from dit_accel.errors import DitAccelError, nearest
 from dit_accel.kernels.patterns import Pattern
-from dit_accel.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule
+from dit_accel.kernels.patterns.composite import PerHead
+from dit_accel.kernels.patterns.full import Full
+from dit_accel.profile import WARMUP_FREE_STEPS, Compute, Profile, Reuse, Rule
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Policy:
 
     def __init__(self, profile: Profile, sites: Sequence[SiteKey]) -> None:
         self.profile = profile
+        self._sites = sites
         self._short = profile.without_warmup() if profile.drop_short_warmup else profile
         self._decisions: dict[tuple[SiteKey, str, float, bool], Decision] = {}
         for rule in profile.rules:
@@ -69,8 +73,16 @@ class Policy:
 
     def patterns(self) -> list[Pattern]:
         """Every pattern that the profile can run, once each."""
-        found = dict.fromkeys(r.compute for r in self.profile.rules if r.sparse)
-        return [compute for compute in found if isinstance(compute, Pattern)]
+        found: dict[Pattern, None] = {}
+        for rules in (self.profile.rules, self._short.rules):
+            starts = {0.0, *(rule.steps[0] for rule in rules)}
+            for site, branch, start in itertools.product(
+                self._sites, ("any", "cond", "uncond"), sorted(starts)
+            ):
+                compute = _resolve(rules, site, branch, start).compute
+                if compute is not None:
+                    found[compute] = None
+        return list(found)
 
 
 def branch_class(name: str) -> str:
@@ -118,10 +130,22 @@ def _resolve(rules: Sequence[Rule], site: SiteKey, branch: str, progress: float)
         ):
             continue
         if rule.compute is not None:
-            compute = None if rule.compute == "dense" else rule.compute
+            compute = _for_heads(compute, rule.heads, rule.compute)
+        for heads, own in rule.per_head:
+            compute = _for_heads(compute, heads, own)
         if rule.reuse is not None:
             reuse = rule.reuse if rule.reuse.every > 1 else None
     return Decision(compute, reuse)
+
+
+def _for_heads(before: Pattern | None, heads: str, compute: Compute) -> Pattern | None:
+    """What a site runs when `heads` get `compute` and the others keep what was before."""
+    new = None if compute == "dense" else compute
+    if heads == "all" or (before is None and new is None):
+        return new
+    if isinstance(before, PerHead):
+        return before.over(heads, new or Full())
+    return PerHead(((heads, new or Full()),), before or Full())
 
 
 def _check_selection(rule: Rule, sites: Sequence[SiteKey]) -> None:

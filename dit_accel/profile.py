@@ -12,6 +12,7 @@ from typing import Any, Literal
 import dit_accel
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.patterns import PATTERNS, Pattern, pattern
+from dit_accel.kernels.patterns.composite import Union, check_heads
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,11 +48,16 @@ class Reuse:
     max_age: float | None = None
 
 
+Compute = Pattern | Literal["dense"]
+
+
 @dataclass(frozen=True)
 class Rule:
     """One `[[rule]]`: a selection of calls, and the keys that it sets for them.
 
-    `compute` is None where the rule leaves it as earlier rules set it.
+    `compute` is None where the rule leaves it as earlier rules set it. It is for the query heads
+    `heads`; the others keep what earlier rules gave. `per_head` then gives single groups of heads a
+    compute of their own.
     """
 
     attention: str = "self"
@@ -59,27 +65,43 @@ class Rule:
     expert: str = "any"
     branch: str = "any"
     steps: tuple[float, float] = (0.0, 1.0)
-    compute: Pattern | Literal["dense"] | None = None
+    compute: Compute | None = None
     reuse: Reuse | None = None
+    heads: str = "all"
+    per_head: tuple[tuple[str, Compute], ...] = ()
 
     @property
     def sparse(self) -> bool:
-        return self.compute not in (None, "dense")
+        """Whether the rule runs a pattern, on any head."""
+        return bool(self.patterns)
+
+    @property
+    def patterns(self) -> list[Pattern]:
+        """The patterns that the rule runs, also as part of a union."""
+        computes = [self.compute, *(compute for _, compute in self.per_head)]
+        found = [compute for compute in computes if isinstance(compute, Pattern)]
+        return found + [part for each in found if isinstance(each, Union) for part in each.union]
 
     def overridden(self, keys: Mapping[str, Any]) -> Rule:
         """This rule with other values: all keys where it runs a pattern, else `reuse` alone."""
         own = {key: value for key, value in keys.items() if self.sparse or key == "reuse"}
-        if not own:
-            return self
-        table: dict[str, Any] = {"attention": self.attention, **own}
-        if isinstance(self.compute, Pattern):
-            params = {
-                f.name: getattr(self.compute, f.name) for f in dataclasses.fields(self.compute)
-            }
-            table = {"compute": self.compute.name, **params, **table}
-        new = _rule(table, "overrides")
-        given = [f.name for f in dataclasses.fields(self) if f.name in table]
-        return dataclasses.replace(self, **{name: getattr(new, name) for name in given})
+        params = {key: value for key, value in own.items() if key not in _RULE_KEYS}
+        changed = dataclasses.replace(
+            self,
+            compute=_with_params(self.compute, params),
+            per_head=tuple((heads, _with_params(each, params)) for heads, each in self.per_head),
+        )
+        table = {key: value for key, value in own.items() if key in _RULE_KEYS}
+        if not table:
+            return changed
+        if str(table.get("compute")) in PATTERNS:
+            fields = {f.name for f in dataclasses.fields(PATTERNS[table["compute"]])}
+            table |= {key: value for key, value in params.items() if key in fields}
+        new = _rule({"attention": self.attention, "compute": "dense", **table}, "overrides")
+        names = {"attention", *(key for key in table if key in _RULE_KEYS)}
+        if "heads" in table:
+            names.add("per_head")
+        return dataclasses.replace(changed, **{name: getattr(new, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -114,8 +136,9 @@ class Profile:
     def with_overrides(self, overrides: Mapping[str, Any]) -> Profile:
         """The same profile with some rule keys replaced.
 
-        `steps`, `layers` and a pattern's parameters (`window`, `tile`, ...) are set in every rule
-        that runs a pattern, `reuse` in every rule, `breakeven` in the profile.
+        `steps`, `layers` and other keys of a rule are set in every rule that runs a pattern, a
+        pattern's parameters (`window`, `tile`, ...) in every pattern that has them, `reuse` in
+        every rule, `breakeven` in the profile.
         """
         if not isinstance(overrides, Mapping):
             raise DitAccelError(f"overrides: expected a table of rule keys, got {overrides!r}.")
@@ -126,6 +149,14 @@ class Profile:
                 f"overrides: profile {self.name!r} runs no pattern, so {', '.join(sorted(own))} "
                 "would have no effect; choose another profile."
             )
+        patterns = [each for rule in self.rules for each in rule.patterns]
+        kinds = {type(each) for each in patterns}
+        if str(own.get("compute")) in PATTERNS:
+            kinds.add(PATTERNS[own["compute"]])
+        known = {*_RULE_KEYS, *(f.name for kind in kinds for f in dataclasses.fields(kind))}
+        for key in own:
+            if key not in known:
+                raise unknown("key in overrides", key, known)
         rules = tuple(rule.overridden(own) for rule in self.rules)
         return dataclasses.replace(self, rules=rules, breakeven=breakeven)
 
@@ -212,31 +243,26 @@ def _shipped() -> list[tuple[str, str, Path]]:
 
 def _rule(table: Any, where: str) -> Rule:
     table = _table(table, where)
-    compute = table.get("compute")
-    computes = ("dense", *PATTERNS)
-    if compute is not None and compute not in computes:
-        raise unknown(f"compute in {where}", str(compute), computes)
-    allowed = set(_RULE_KEYS)
-    if compute not in (None, "dense"):
-        allowed |= {f.name for f in dataclasses.fields(PATTERNS[compute])}
-    for key in table:
-        if key not in allowed:
-            raise unknown(f"key in {where}", key, allowed)
+    if "union" in table:
+        table.setdefault("compute", "union")
+    compute = _compute(
+        {k: v for k, v in table.items() if k not in _RULE_KEYS or k == "compute"}, where
+    )
     for key, choices in _CHOICES.items():
         if key in table and table[key] not in choices:
             raise unknown(f"{key} in {where}", str(table[key]), choices)
-    if table.get("heads", "all") != "all":
-        raise DitAccelError(f"heads in {where}: only 'all' can be given, got {table['heads']!r}.")
-    if table.get("attention", "self") == "cross" and compute not in (None, "dense"):
+    heads, per_head = _heads(table.get("heads", "all"), where)
+    if table.get("attention", "self") == "cross" and (per_head or isinstance(compute, Pattern)):
         raise DitAccelError(
-            f"compute in {where}: cross-attention runs 'dense' and can be reused, got {compute!r}."
+            f"compute in {where}: cross-attention runs 'dense' and can be reused, "
+            f"got {table.get('compute', 'heads')!r}."
         )
-    if compute not in (None, "dense"):
-        params = {key: value for key, value in table.items() if key not in _RULE_KEYS}
-        try:
-            compute = pattern(compute, **params)
-        except DitAccelError as error:
-            raise DitAccelError(f"{where}: {error}") from error
+    if heads != "all" and compute is None:
+        raise DitAccelError(f"heads in {where}: expected a compute for heads {heads!r}, got none.")
+    if (heads != "all" or per_head) and "reuse" in table:
+        raise DitAccelError(
+            f"reuse in {where}: it keeps the output of all heads; write it as a rule of its own."
+        )
     return Rule(
         attention=table.get("attention", "self"),
         layers=_layers(table.get("layers", "all"), where),
@@ -245,7 +271,68 @@ def _rule(table: Any, where: str) -> Rule:
         steps=_steps(table.get("steps", (0.0, 1.0)), where),
         compute=compute,
         reuse=_reuse(table["reuse"], where) if "reuse" in table else None,
+        heads=heads,
+        per_head=per_head,
     )
+
+
+def _compute(table: Mapping[str, Any], where: str) -> Compute | None:
+    """The compute of a table that holds its name and its parameters alone."""
+    name = table.get("compute")
+    computes = ("dense", *PATTERNS)
+    if name is not None and name not in computes:
+        raise unknown(f"compute in {where}", str(name), computes)
+    params = {key: value for key, value in table.items() if key != "compute"}
+    allowed = set(_RULE_KEYS)
+    if name in PATTERNS:
+        allowed |= {f.name for f in dataclasses.fields(PATTERNS[name])}
+    for key in params:
+        if key not in allowed:
+            raise unknown(f"key in {where}", key, allowed)
+    if name not in PATTERNS:
+        return name
+    try:
+        return pattern(name, **params)
+    except DitAccelError as error:
+        raise DitAccelError(f"{where}: {error}") from error
+
+
+def _with_params(compute: Any, params: Mapping[str, Any]) -> Any:
+    """A compute with those of `params` that it has, all checked anew."""
+    if not isinstance(compute, Pattern):
+        return compute
+    if isinstance(compute, Union):
+        return Union([_with_params(part, params) for part in compute.union])
+    names = [f.name for f in dataclasses.fields(compute)]
+    try:
+        return dataclasses.replace(compute, **{k: v for k, v in params.items() if k in names})
+    except DitAccelError as error:
+        raise DitAccelError(f"overrides: {error}") from error
+
+
+def _heads(value: Any, where: str) -> tuple[str, tuple[tuple[str, Compute], ...]]:
+    """(heads that the rule's compute is for, computes of single groups of heads)."""
+    if isinstance(value, Mapping):
+        groups = []
+        for text, table in value.items():
+            place = f"heads {text!r} in {where}"
+            compute = _compute(
+                _table({"compute": table} if table == "dense" else table, place), place
+            )
+            if compute is None:
+                raise DitAccelError(f"{place}: expected a compute, got {table!r}.")
+            groups.append((_checked_heads(text, where), compute))
+        return "all", tuple(groups)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return _checked_heads(value, where), ()
+
+
+def _checked_heads(text: Any, where: str) -> str:
+    try:
+        return check_heads(text)
+    except DitAccelError as error:
+        raise DitAccelError(f"{where}: {error}") from error
 
 
 def _reuse(value: Any, where: str) -> Reuse:

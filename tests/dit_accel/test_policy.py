@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.patterns import pattern
+from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.policy import Policy, SiteKey, branch_class, selects
 from dit_accel.profile import load_profile, parse_profile
 
@@ -102,3 +104,31 @@ def test_a_rule_that_selects_nothing_is_an_error() -> None:
         policy("[[rule]]\nlayers = '12'\ncompute = 'sliding_tile'\n")
     with pytest.raises(DitAccelError, match="Did you mean 'blocks.3.attn1'"):
         policy("[[rule]]\nlayers = 'block.3.attn1'\ncompute = 'sliding_tile'\n")
+
+
+def test_heads_overlay_what_earlier_rules_gave() -> None:
+    rules = policy(
+        "[[rule]]\ncompute = 'sliding_tile'\n"
+        "[[rule]]\nheads = '0-2'\ncompute = 'radial'\nsteps = [0.5, 1.0]\n"
+        "[[rule]]\nheads = {'-1' = 'dense', '1' = {compute = 'disc'}}\nlayers = '1'\n"
+    )
+    sliding, radial, disc = (pattern(name) for name in ("sliding_tile", "radial", "disc"))
+    assert rules.decide(site(0), "cond", 0, 10).compute == sliding
+    late = rules.decide(site(0), "cond", 5, 10).compute
+    assert isinstance(late, PerHead)
+    assert late.assigned(4) == ([radial, sliding], [0, 0, 0, 1])
+    both = rules.decide(site(1), "cond", 5, 10).compute
+    assert isinstance(both, PerHead)
+    assert both.assigned(5) == ([radial, disc, sliding, pattern("full")], [0, 1, 0, 2, 3])
+    early = rules.decide(site(1), "cond", 0, 10).compute
+    assert isinstance(early, PerHead)
+    assert early.assigned(3) == ([sliding, disc, pattern("full")], [0, 1, 2])
+    assert set(rules.patterns()) == {sliding, late, both, early}
+
+
+def test_heads_over_dense() -> None:
+    rules = policy("[[rule]]\nheads = '0'\ncompute = 'disc'\n")
+    some = rules.decide(site(0), "cond", 0, 10).compute
+    assert isinstance(some, PerHead) and some.assigned(2)[0] == [pattern("disc"), pattern("full")]
+    none = policy("[[rule]]\nheads = '0'\ncompute = 'dense'\n")
+    assert none.decide(site(0), "cond", 0, 10).compute is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit_accel import DitAccelError, Profile, families, load_profile, profile_names
+from dit_accel.kernels.patterns import pattern
 from dit_accel.profile import parse_profile
 
 RULE = "[[rule]]\ncompute = 'sliding_tile'\n"
@@ -47,7 +48,16 @@ def test_names_paths_and_profiles_load(tmp_path: Path) -> None:
         (RULE + "branch = 'conditional'\n", "unknown branch .*Known: any, cond, uncond"),
         (RULE + "expert = 'transformer2'\n", "Did you mean 'transformer_2'"),
         (RULE + "attention = 'both'\n", "unknown attention"),
-        (RULE + "heads = '0-3'\n", "heads"),
+        (RULE + "heads = '0-x'\n", "heads: expected 'all', numbers and ranges"),
+        (RULE + "heads = '0-3'\nreuse = {every = 2}\n", "rule of its own"),
+        ("[[rule]]\nheads = '0-3'\n", "expected a compute for heads '0-3'"),
+        ("[[rule]]\nheads = {'0-3' = {}}\n", "heads '0-3' in .*expected a compute"),
+        ("[[rule]]\nheads = {'0' = {compute = 'radal'}}\n", "Did you mean 'radial'"),
+        ("[[rule]]\nheads = {'0' = {compute = 'radial', dcay = 1}}\n", "Did you mean 'decay'"),
+        ("[[rule]]\nattention = 'cross'\nheads = {'0' = 'dense'}\n", "cross-attention"),
+        ("[[rule]]\nunion = []\n", "union: expected a list of patterns"),
+        ("[[rule]]\nunion = [{compute = 'disk'}]\n", "union\\[0\\].*Did you mean 'disc'"),
+        ("[[rule]]\nunion = [{decay = 0.2}]\n", "union\\[0\\]: expected a table"),
         (RULE + "reuse = {every = 0}\n", "every .* >= 1"),
         (RULE + "reuse = {evry = 2}\n", "Did you mean 'every'"),
         (RULE + "reuse = {every = 2, max_age = 3}\n", "max_age"),
@@ -81,3 +91,25 @@ def test_overrides_replace_keys_of_sparse_rules() -> None:
         base.with_overrides({"windows": 3})
     with pytest.raises(DitAccelError, match="runs no pattern"):
         load_profile("dense").with_overrides({"steps": [0.5, 1.0]})
+
+
+def test_unions_and_heads() -> None:
+    made = parse_profile(
+        "[[rule]]\nunion = [{compute = 'radial', decay = 0.3}, {compute = 'sliding_tile'}]\n"
+        "[[rule]]\nheads = {'0-1' = {compute = 'disc', radius = {tokens = 5}}, '-1' = 'dense'}\n"
+        "[[rule]]\nheads = '2'\ncompute = 'full'\n"
+    )
+    united, groups, third = made.rules
+    parts = [pattern("radial", decay=0.3), pattern("sliding_tile")]
+    assert united.compute == pattern("union", union=parts)
+    disc = pattern("disc", radius={"tokens": 5})
+    assert groups.compute is None and groups.heads == "all" and groups.sparse
+    assert groups.per_head == (("0-1", disc), ("-1", "dense"))
+    assert third.heads == "2" and third.compute == pattern("full")
+    smaller = made.with_overrides({"radius": {"tokens": 3}, "steps": [0.5, 1.0]}).rules[1]
+    assert smaller.per_head[0][1] == pattern("disc", radius={"tokens": 3})
+    assert smaller.steps == (0.5, 1.0) and smaller.per_head[1] == ("-1", "dense")
+    other = made.with_overrides({"compute": "disc", "radius": {"tokens": 9}}).rules[0]
+    assert other.compute == pattern("disc", radius={"tokens": 9})
+    with pytest.raises(DitAccelError, match="overrides: radius"):
+        made.with_overrides({"radius": {"tokens": 0}})
