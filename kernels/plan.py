@@ -310,22 +310,29 @@ def block_tokens(table: BlockTable, sample: int, block: int) -> tuple[Tensor, Te
     return (positions if table.order is None else table.order[positions].long()), real
 
 
-def lists_from_mask(mask: Tensor, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def lists_from_mask(
+    mask: Tensor, whole: Tensor | None = None, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Counts [Bp, Hp, NQ], indices [Bp, Hp, NQ, M] and unmasked counts from visible block pairs.
 
     mask: bool [Bp, Hp, NQ, NK]. whole: bool [Bp, NK] or [1, NK], key blocks that fill their slots;
-    they come first in each list. Order within a list is otherwise ascending. M is the longest
-    list (this reads one number back from the device).
+    they come first in each list. Order within a list is otherwise ascending.
+    width: M, where the longest list is known; else it is read back from the device, which waits
+    for it. A list longer than `width` is cut.
     """
-    score = mask.to(torch.uint8)
-    if whole is not None:
-        score = score + (mask & whole[:, None, None, :]).to(torch.uint8)
-    count = mask.sum(-1, dtype=torch.int32)
-    unmasked = (score == 2).sum(-1, dtype=torch.int32)
-    width = max(1, int(count.max())) if count.numel() else 1
-    rows = [
-        row.argsort(dim=-1, descending=True, stable=True)[..., :width].int()
-        for row in score.flatten(0, 1)
-    ]  # row by row: the sort's int64 stays small
-    index = torch.stack(rows).view(*mask.shape[:3], width)
-    return count, index.contiguous(), unmasked
+    first = torch.zeros_like(mask) if whole is None else mask & whole[:, None, None, :]
+    count, unmasked = (x.sum(-1, dtype=torch.int32) for x in (mask, first))
+    if width is None:
+        width = max(1, int(count.max())) if count.numel() else 1
+    blocks = mask.shape[-1]
+    numbers = torch.arange(blocks, dtype=torch.int32, device=mask.device)
+    index = torch.zeros((*mask.shape[:3], width + 1), dtype=torch.int32, device=mask.device)
+    some = max(1, (1 << 24) // max(1, mask.shape[-2] * blocks))  # scatter's int64 stays small
+    rows = (x.flatten(0, 1).split(some) for x in (mask, first, unmasked, index))
+    for seen, leading, before, target in zip(*rows, strict=True):
+        others = before.unsqueeze(-1) + (seen & ~leading).cumsum(-1, dtype=torch.int32)
+        place = torch.where(leading, leading.cumsum(-1, dtype=torch.int32), others) - 1
+        place = torch.where(seen, place.clamp_max(width), width)  # the last slot takes the rest
+        target.scatter_(-1, place.long(), numbers.expand(seen.shape))
+    index = index[..., :width].contiguous()
+    return count.clamp_max(width), index, unmasked.clamp_max(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -55,6 +56,25 @@ def test_lists_put_whole_blocks_first() -> None:
     assert count.tolist() == [[[3, 0, 2]]] and unmasked.tolist() == [[[1, 0, 2]]]
     assert index[0, 0, 0].tolist() == [2, 0, 3] and index[0, 0, 2, :2].tolist() == [1, 2]
     assert {count.dtype, index.dtype, unmasked.dtype} == {torch.int32}
+
+
+@pytest.mark.parametrize("width", [None, 5, 9])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_lists_by_enumeration(width: int | None, heads: int, device: torch.device) -> None:
+    """Wholes first, both parts ascending; a list longer than a given width is cut."""
+    generator = torch.Generator().manual_seed(heads)
+    mask = torch.rand(2, heads, 7, 9, generator=generator) < 0.5
+    whole = torch.rand(2, 9, generator=generator) < 0.5
+    found = lists_from_mask(mask.to(device), whole.to(device), width)
+    count, index, unmasked = (x.cpu() for x in found)
+    most = int(mask.sum(-1).max()) if width is None else width
+    assert index.shape == (2, heads, 7, most) and index.is_contiguous()
+    for b, h, i in itertools.product(range(2), range(heads), range(7)):
+        seen = mask[b, h, i].nonzero()[:, 0].tolist()
+        first = [j for j in seen if whole[b, j]]
+        wanted = (first + [j for j in seen if not whole[b, j]])[:most]
+        assert index[b, h, i, : count[b, h, i]].tolist() == wanted
+        assert unmasked[b, h, i] == min(len(first), most)
 
 
 def test_longest_lists_start_first(random_plan: Make) -> None:
