@@ -1,0 +1,116 @@
+"""What makes one function a rule for torch, Triton and Gluon alike."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from dit_accel.kernels.plan import TokenMask
+from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
+
+OPERATORS = (
+    ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return, ast.Expr,
+    ast.Name, ast.Load, ast.Store, ast.Constant, ast.Subscript, ast.BinOp, ast.UnaryOp, ast.Compare,
+    ast.operator, ast.unaryop, ast.cmpop,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKEN_RULES)
+def test_rules_are_operators_alone(name: str) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(TOKEN_RULES[name])))
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef) and function.name == name
+    arguments = [arg.arg for arg in function.args.args]
+    assert arguments == ["qt", "qh", "qw", "kt", "kh", "kw", "p"]
+    assert not function.args.defaults and ast.get_docstring(function)
+    for node in ast.walk(tree):
+        assert isinstance(node, OPERATORS), ast.dump(node)
+        if isinstance(node, ast.Subscript):
+            assert isinstance(node.value, ast.Name) and node.value.id == "p"
+            assert isinstance(node.slice, ast.Constant) and 0 <= node.slice.value < MAX_PARAMS
+
+
+def test_box_by_hand() -> None:
+    coords = torch.tensor([[0, 0, 0], [1, 2, 3], [1, 0, 4], [5, 5, 5]], dtype=torch.int32)
+    mask = TokenMask("box", (1, 2, 3), coords, coords)
+    tokens = torch.arange(4)
+    near = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert mask.allowed(tokens, tokens).int().tolist() == near
+    assert mask.packed.tolist() == [1, 2, 3] + [0] * (MAX_PARAMS - 3)
+    assert mask.packed.dtype == torch.int32
+
+
+PARAMS = {
+    "box": (3, 4, 9),
+    "sliding_tile": (3, 0, 4, 3, 2, 2, 5, 3, 4, 0, 3, 3),
+    "neighborhood": (12, 9, 2, 1, 0, 12, 4, 1, 2, 0, 12, 9, 3, 1, 1),
+    "frames": (3, 12, 0),
+    "radial": (12, 1, *(width * 4096 + split - 1 for width, split in
+                        [(99, 1), (40, 2), (9, 4)] + 9 * [(9, 8)])),
+    "disc": (20, 3),
+    "band": (144, 12, 1, 300, 20),
+    "power_strided": (3, 0, 1, 2, 2, 1, 4, 0, 1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKEN_RULES)
+def test_numpy_and_torch_agree(name: str) -> None:
+    """Plans bound the rules with numpy on the host."""
+    numbers = np.random.default_rng(0).integers(0, 12, (6, 99), dtype=np.int32)
+    params = PARAMS[name]
+    one = TOKEN_RULES[name](*numbers, params)
+    other = TOKEN_RULES[name](*torch.from_numpy(numbers), params)
+    assert one.dtype == bool and other.dtype == torch.bool
+    assert np.array_equal(one, other.numpy()) and len(set(one.tolist())) == 2
+
+
+COMPILE = """
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dit_accel.kernels.token_rules import TOKEN_RULES
+from dit_accel.kernels.triton_masks import MASK_FUNCTIONS, load_params
+
+
+@triton.jit
+def kernel(coords, out, params, RULE: tl.constexpr):
+    i = tl.arange(0, 64)
+    t, h, w = tl.load(coords + i * 3), tl.load(coords + i * 3 + 1), tl.load(coords + i * 3 + 2)
+    kept = RULE(
+        t[:, None], h[:, None], w[:, None], t[None, :], h[None, :], w[None, :], load_params(params)
+    )
+    tl.store(out + i[:, None] * 64 + i[None, :], tl.where(kept, 1.0, 0.0))
+
+
+signature = {"coords": "*i32", "out": "*fp32", "params": "*i32", "RULE": "constexpr"}
+for name in TOKEN_RULES:
+    source = ASTSource(kernel, signature, {(3,): MASK_FUNCTIONS[name]})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    print(name, len(made.asm["ptx"]) > 0)
+"""
+
+
+@pytest.mark.slow
+def test_rules_compile_for_a_gpu(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Without a GPU, for compute capability 9.0."""
+    pytest.importorskip("triton")
+    script = tmp_path / "compile_rules.py"
+    script.write_text(COMPILE)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), environment.get("PYTHONPATH", "")])
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [word for name in TOKEN_RULES for word in (name, "True")]
