@@ -48,7 +48,7 @@ class Machine:
 # blocks are at least as large. sm80: A100; sm86: also sm89; sm100: also sm103; sm120: also sm121.
 TUNED: dict[tuple[str, int, int], tuple[Config, ...]] = {
     ("sm90", 64, 2): (Config(64, 64, 4, 3, True), Config(64, 64, 4, 3)),
-    ("sm90", 128, 2): (Config(128, 64, 4, 3, True), Config(64, 64, 4, 3, True)),
+    ("sm90", 128, 2): (Config(128, 64, 4, 2, True), Config(64, 64, 4, 2, True)),
 }
 
 # (rows, keys, stages) of a step, largest first; the last one fits everywhere.

@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from dit_accel.kernels import triton_forward
 from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.merge import merge
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.permute import gather
+from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, lists_from_mask
+from dit_accel.kernels.pooling import pool_blocks, pool_queries_and_keys
 from dit_accel.kernels.reference import dense_mask
+from dit_accel.kernels.triton_steps import machine_of
 from dit_accel.layout import TokenLayout
 
 pytestmark = [
@@ -74,6 +79,105 @@ def test_partial_blocks(
     q, k, v = qkv(sum(lengths), dim=128, dtype=dtype)
     result = block_sparse_attention(q, k, v, plan, backend="triton", return_lse=True)
     assert_right(result, q, k, v, mask)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("dim", [64, 128, 192])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_pooled_keys(
+    dtype: torch.dtype, dim: int, shuffled: bool, qkv: Make, random_plan: Make,
+    random_pooled: Make, assert_right: Make,
+) -> None:  # fmt: skip
+    plan, mask = random_plan(
+        [128] * 5 + [9], [128] * 6 + [77], batch=2, heads=4, keep=0.3, shuffled=shuffled
+    )
+    sizes = {"batch": 2, "kv_heads": 2, "dim": dim, "dtype": dtype}
+    plan, pooled, seen = random_pooled(plan, 200, shared_counts=False, **sizes)
+    q, k, v = qkv(649, 845, heads=4, **sizes)
+    result = block_sparse_attention(q, k, v, plan, backend="triton", return_lse=True, pooled=pooled)
+    bias = torch.cat([torch.zeros(2, 845, device=q.device), pooled.log_count], -1)
+    k, v = torch.cat([k, pooled.key], 1), torch.cat([v, pooled.value], 1)
+    assert_right(result, q, k, v, torch.cat([mask, seen], -1), bias=bias)
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("dim", [64, 80, 128])
+@pytest.mark.parametrize("head_major", [False, True])
+def test_boxes_and_pointers(
+    block: int, dim: int, head_major: bool, qkv: Make, random_plan: Make, assert_right: Make,
+    monkeypatch: pytest.MonkeyPatch, device: torch.device,
+) -> None:  # fmt: skip
+    """Blocks in place come by TMA where there is one; the results are those of plain loads."""
+    if not machine_of(device).tma:
+        pytest.skip("no TMA")
+    lengths = [block] * 7 + [block - 5]
+    plan, mask = random_plan(lengths, lengths, batch=2, heads=4, block=block, shuffled=False)
+    q, k, v = qkv(sum(lengths), batch=2, heads=4, kv_heads=2, dim=dim, dtype=torch.bfloat16)
+    if head_major:
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    calls = []
+    real = triton_forward.describe
+    monkeypatch.setattr(triton_forward, "describe", lambda *a: calls.append(a) or real(*a))
+    result = block_sparse_attention(q, k, v, plan, backend="triton", return_lse=True)
+    assert len(calls) == 2
+    assert_right(result, q, k, v, mask)
+    monkeypatch.setattr(triton_forward, "boxable", lambda x: False)
+    plain = block_sparse_attention(q, k, v, plan, backend="triton")
+    assert len(calls) == 2
+    assert (result[0] - plain).abs().max() <= 2e-2
+
+
+def test_a_plan_made_on_the_gpu_waits_for_nothing(qkv: Make, device: torch.device) -> None:
+    """From visible pairs to the output without reading anything back."""
+    q, k, v = qkv(1024, heads=4, dtype=torch.bfloat16)
+    tables = BlockTable(
+        None,
+        torch.arange(0, 1024, 128, dtype=torch.int32, device=device),
+        torch.full((1, 8), 128, dtype=torch.int32, device=device),
+    )
+
+    def call() -> torch.Tensor:
+        means = pool_queries_and_keys(q, k, blank(None, None, None))
+        visible = torch.einsum("bqhd,bkhd->bhqk", *means) > 0
+        plan = blank(*lists_from_mask(visible, tables.lengths == 128, width=8))
+        return block_sparse_attention(q, k, v, plan, backend="triton")
+
+    def blank(count: Any, index: Any, whole: Any) -> BlockPlan:
+        return BlockPlan(
+            tables, tables, count, index, 1024, 1024, unmasked_count=whole,
+            kinds=ListKinds(True, False, False), covers=True,
+        )  # fmt: skip
+
+    call()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert out.isfinite().all()
+
+
+def test_token_kernels_past_2_31_elements(device: torch.device) -> None:
+    """Pooling, permuting and merging tensors of 2.2e9 elements."""
+    if torch.cuda.get_device_properties(device).total_memory < 40 << 30:
+        pytest.skip("needs 40 GiB")
+    length, heads, dim = 33024, 512, 128
+    x = torch.zeros(1, length, heads, dim, dtype=torch.float16, device=device)
+    last = torch.randn(length, dim, device=device).half()
+    x[0, :, -1] = last
+    assert x.numel() > 1 << 31
+    starts = torch.arange(0, length, 128, dtype=torch.int32, device=device)
+    table = BlockTable(None, starts, torch.full_like(starts, 128)[None])
+    means = pool_blocks(x, table)
+    assert (means[0, :, -1] - last.float().unflatten(0, (-1, 128)).mean(1)).abs().max() < 1e-3
+    assert (means[0, :, :-1] == 0).all()
+    back = torch.arange(length - 1, -1, -1, dtype=torch.int32, device=device)
+    (turned,) = gather([x], back)
+    assert torch.equal(turned[0, :, -1], last.flip(0))
+    lse = torch.zeros(1, heads, length, device=device)
+    out, _ = merge(x, lse, turned, lse)
+    assert (out[0, :, -1] - (last + last.flip(0)) / 2).abs().max() < 1e-2
 
 
 def kept_keys(plan: BlockPlan, block: int) -> torch.Tensor:
