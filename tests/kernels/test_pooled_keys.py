@@ -30,8 +30,10 @@ def together(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
-@pytest.mark.parametrize("partial", [None, (1, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("count", "partial"),
+    [(1, None), (63, (1, 2, 1)), (64, None), (65, (1, 2, 1)), (130, None)],
+)
 def test_beside_blocks(
     backend: str,
     count: int,
@@ -50,8 +52,10 @@ def test_beside_blocks(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (2, 1), (1, 4), (2, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "heads", "dtype"),
+    [(1, 1, torch.float32), (2, 1, torch.float16), (1, 4, torch.float16), (2, 4, torch.float32)],
+)
 def test_lists_and_counts_per_sample_and_head(
     backend: str,
     batch: int,

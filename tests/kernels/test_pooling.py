@@ -47,9 +47,15 @@ def in_triton(x: torch.Tensor, blocks: BlockTable, block: int, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("way", ["torch", "triton"])
-@pytest.mark.parametrize("shuffled", [False, True])
-@pytest.mark.parametrize(("dim", "block"), [(32, 64), (80, 128), (128, 128), (192, 128)])
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    ("dim", "block", "dtype", "shuffled"),
+    [
+        (32, 64, torch.float32, False),
+        (80, 128, torch.float16, True),
+        (128, 128, torch.float32, True),
+        (192, 128, torch.float16, False),
+    ],
+)
 def test_ragged_blocks(
     way: str, shuffled: bool, dim: int, block: int, dtype: torch.dtype, qkv: Make, device: Any
 ) -> None:
