@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from dit_accel import seam
-from dit_accel.attention import launch
+from dit_accel.attention import launch, planned
 from dit_accel.broadcast import OutputCache
 from dit_accel.clock import StepClock
 from dit_accel.errors import DitAccelError, nearest, unknown
-from dit_accel.kernels.backends import BACKENDS, choose, eligible
-from dit_accel.kernels.patterns import plan_for
+from dit_accel.kernels.backends import BACKENDS
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter
 from dit_accel.pipelines.registry import ADAPTERS, adapter_for
@@ -172,9 +171,8 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         shape = (1, layout.length, config.num_attention_heads, config.attention_head_dim)
         q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
         for pattern in state.policy.patterns():
-            plan = plan_for(layout, pattern, device, q.shape[2])
-            backend = state.settings.backend or choose(q, k, v, plan)
-            if eligible(backend, q, k, v, plan) is None:
+            plan, backend, reason = planned(state, layout, pattern, (q, k, v))
+            if reason is None:
                 launch(state, q, k, v, plan, backend)
 
 

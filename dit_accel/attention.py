@@ -19,14 +19,16 @@ from dit_accel.breakeven import pays
 from dit_accel.broadcast import Entry, tensors_of
 from dit_accel.compiled import slots
 from dit_accel.errors import StrictError
-from dit_accel.kernels.backends import choose, eligible
+from dit_accel.kernels.backends import choose, eligible, layout_kind
 from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
-from dit_accel.kernels.patterns import plan_for
+from dit_accel.kernels.patterns import Pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.layout import TokenLayout
 from dit_accel.profile import Reuse
 from dit_accel.state import RunState, Site
 
-COMPILED = ("triton",)
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+COMPILED = ("hopper", "triton")
 """Backends whose first call of a variant compiles it."""
 BREAK_EVEN = "below break-even"
 PROFILE = "profile"
@@ -50,7 +52,7 @@ class Call:
     parallel: bool
     dense: Callable[[], torch.Tensor]
 
-    def bshd(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def bshd(self) -> Tensors:
         """Query, key and value as [batch, tokens, heads, head_dim] views."""
         tensors = (self.query, self.key, self.value)
         if self.layout == "bshd":
@@ -216,9 +218,8 @@ def run(call: Call, site: Site) -> torch.Tensor:
         return _unplanned(call, site, reason)
     layout = forward.layout
     assert layout is not None
-    plan = plan_for(layout, pattern, call.query.device, call.bshd()[0].shape[2])
-    backend = state.settings.backend or choose(*call.bshd(), plan)
-    if (reason := eligible(backend, *call.bshd(), plan)) is not None:
+    plan, backend, reason = planned(state, layout, pattern, call.bshd())
+    if reason is not None:
         return _unplanned(call, site, f"backend {backend}: {reason}")
     launched = plan.launched_density(backend)
     if state.policy.profile.breakeven and not pays(
@@ -235,6 +236,17 @@ def run(call: Call, site: Site) -> torch.Tensor:
         kept=plan.kept_density(),
     )
     return output
+
+
+def planned(
+    state: RunState, layout: TokenLayout, pattern: Pattern, bshd: Tensors
+) -> tuple[BlockPlan, str, str | None]:
+    """The plan of a call, the backend that shall run it, and why that one cannot (or None)."""
+    query = bshd[0]
+    kind = layout_kind(*bshd, state.settings.backend)
+    plan = plan_for(layout, pattern, query.device, query.shape[2], kind)
+    backend = state.settings.backend or choose(*bshd, plan)
+    return plan, backend, eligible(backend, *bshd, plan)
 
 
 def launch(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dit_accel.errors import unknown
 from dit_accel.kernels.fa4_backend import fa4_attention, fa4_missing, fa4_obstacle
+from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.reference import reference_attention
@@ -92,6 +93,7 @@ HOPPER_TRITON = ((3, 6), (3, 9))
 """Minor versions of Triton whose Gluon the Hopper kernel is proven with."""
 
 
+@lru_cache(maxsize=1)
 def _hopper_machine() -> str | None:
     if missing := triton_missing():
         return missing
@@ -111,9 +113,9 @@ def _hopper_machine() -> str | None:
 
 
 def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
-    from dit_accel.kernels.hopper import obstacle
+    from dit_accel.kernels.hopper import plan_obstacle, tensor_obstacle
 
-    return obstacle(q, k, v, plan)
+    return plan_obstacle(plan) or tensor_obstacle(q, k, v)
 
 
 def _hopper_forward(
@@ -157,6 +159,19 @@ BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference_attention, lambda: None, lambda q, k, v, plan: None),
 }
 AUTOMATIC = ("hopper", "triton", "torch")
+
+
+def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> LayoutKind:
+    """How plans for this call should lay the video out: for the backend that will run it.
+
+    backend: a name of `BACKENDS`; None is the one that `choose` would take.
+    """
+    if backend in (None, "hopper") and q.is_cuda and _hopper_machine() is None:
+        from dit_accel.kernels.hopper import tensor_obstacle
+
+        if tensor_obstacle(q, k, v) is None:
+            return "boxes"
+    return kind_for(q.device)
 
 
 def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:

@@ -191,24 +191,26 @@ class _View:
     inner: int
     steps: tuple[int, int, int]
 
-    def boxes(self, grid: tuple[int, int, int], start: int, box: tuple[int, int, int]) -> object:
-        """Descriptor of the video as [outer, T, H, W, inner]."""
+    def boxes(
+        self, grid: tuple[int, int, int], start: int, box: tuple[int, int, int], width: int
+    ) -> object:
+        """Descriptor of the video as [outer, T, H, W, inner], read by boxes x width."""
         t, h, w = grid
         row = self.tensor.stride(1)
         return _descriptor(
             self.tensor[:, start:],
             [self.outer, t, h, w, self.inner],
             [self.outer_stride, h * w * row, w * row, row, 1],
-            [1, *box, self.tensor.shape[-1]],
+            [1, *box, width],
         )
 
-    def runs(self, rows: int) -> object:
-        """Descriptor of all tokens as [outer, S, inner]."""
+    def runs(self, rows: int, width: int) -> object:
+        """Descriptor of all tokens as [outer, S, inner], read by rows x width."""
         return _descriptor(
             self.tensor,
             [self.outer, self.tensor.shape[1], self.inner],
             [self.outer_stride, self.tensor.stride(1), 1],
-            [1, rows, self.tensor.shape[-1]],
+            [1, rows, width],
         )
 
 
@@ -240,8 +242,15 @@ def _layout(block: tuple[int, ...], dtype: torch.dtype) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for(list(block), GLUON_TYPES[dtype])
 
 
+class _Descriptor(TensorDescriptor):
+    """One that is not checked again: `view` has done so."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 def _descriptor(base: Tensor, shape: list[int], strides: list[int], block: list[int]) -> object:
-    return TensorDescriptor(base, shape, strides, block, _layout(tuple(block), base.dtype))
+    return _Descriptor(base, shape, strides, block, _layout(tuple(block), base.dtype))
 
 
 @lru_cache(maxsize=8)
@@ -249,13 +258,21 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
-    """Why the kernel cannot compute this call, or None."""
+def tensor_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernel cannot read these tensors, whatever the plan, or None."""
     dim = q.shape[-1]
     if q.dtype not in GLUON_TYPES:
         return f"dtype {q.dtype}: needs float16 or bfloat16"
     if dim not in CONFIGS:
         return f"head_dim {dim}: needs one of {', '.join(map(str, CONFIGS))}"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if view(tensor) is None:
+            return f"strides of {name}: {tuple(tensor.stride())} cannot be read by bulk copies"
+    return None
+
+
+def plan_obstacle(plan: BlockPlan) -> str | None:
+    """Why the kernel cannot follow this plan, whatever the tensors, or None."""
     if plan.block_q != 128 or plan.block_k not in (64, 128):
         return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
     if plan.box is None and (plan.q_blocks.order is not None or plan.k_blocks.order is not None):
@@ -266,9 +283,6 @@ def obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
         return "pooled keys"
     if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
         return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if view(tensor) is None:
-            return f"strides of {name}: {tuple(tensor.stride())} cannot be read by bulk copies"
     return None
 
 
@@ -306,21 +320,28 @@ def hopper_attention(
     q_box = (1, 1, 64) if box is None else halved(box)
     k_box = (1, 1, plan.block_k) if box is None else box if plan.block_k == 128 else q_box
     rows = (64, plan.block_k, plan.block_k, 64)
-    run_views = [w.runs(n) for w, n in zip(views, rows, strict=True)]
-    box_views = run_views
+    # Gathered blocks come by halves of 64 columns, the width of a row of swizzled shared memory.
+    widths = (dim, dim, dim, dim) if plan.block_k == 128 else (dim, 64, 64, dim)
+    run_views: list[object] = [None] * 4
+    box_views: list[object] = [None] * 4  # what the kernel has no code for
+    if runs:
+        run_views = [w.runs(n, c) for w, n, c in zip(views, rows, widths, strict=True)]
     if box is not None:
         shapes = (q_box, k_box, k_box, q_box)
-        box_views = [w.boxes(grid, plan.video_start, s) for w, s in zip(views, shapes, strict=True)]
+        box_views = [
+            w.boxes(grid, plan.video_start, s, c)
+            for w, s, c in zip(views, shapes, widths, strict=True)
+        ]
     config = CONFIGS[dim]
     with torch.cuda.device_of(q):
         hopper_kernel.forward[(programs,)](
-            *box_views, *(run_views if runs else box_views), out, lse,
+            *box_views, *run_views, out, lse,
             lists.items, lists.work, lists.codes, lists.metas,
             lists.work if mask is None else mask.packed,
             len(lists.items), heads // k.shape[2], lists.codes.shape[-1],
             lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
             out.stride(0), out.stride(1), out.stride(2), *grid, plan.video_start, scale * LOG2_E,
-            D=dim, KB=plan.block_k, NSUB=128 // plan.block_k, STAGES=config.stages,
+            D=dim, KB=plan.block_k, STAGES=config.stages,
             Q_BOX=q_box, K_BOX=k_box, SPLIT=_split(box), BOXES=box is not None, RUNS=runs,
             PARTIAL=mask is not None, RULE=RULES[mask.name if mask else "box"],
             REGISTERS=config.registers, FEEDER=config.feeder, num_warps=4, maxnreg=168,

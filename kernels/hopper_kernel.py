@@ -33,6 +33,19 @@ else:
     tma_load, tma_store = tma.async_copy_global_to_shared, tma.async_copy_shared_to_global
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
+if hasattr(gl.shared_memory_descriptor, "reinterpret"):
+
+    @gluon.jit
+    def _reinterpreted(memory, shape: gl.constexpr, layout: gl.constexpr):
+        return memory.reinterpret(memory.dtype, shape, layout)
+
+else:
+
+    @gluon.jit
+    def _reinterpreted(memory, shape: gl.constexpr, layout: gl.constexpr):
+        return memory._reinterpret(memory.dtype, shape, layout)
+
+
 RUN = gl.constexpr(1 << 30)
 TOKEN = gl.constexpr((1 << 30) - 1)
 LN_2 = gl.constexpr(0.6931471805599453)
@@ -63,25 +76,49 @@ def _item(at):
 @gluon.jit
 def _copy(
     boxes, runs, outer, column, code, ready, target,
-    BOX: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr,
+    BOX: gl.constexpr, ROWS: gl.constexpr, WIDTH: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr,
 ):  # fmt: skip
-    """Start the copy of the block `code` into `target` [ROWS, D]; `ready` counts its bytes."""
+    """Start the copy of the block `code` into `target` [ROWS, WIDTH]; `ready` counts its bytes."""
     if BOXES and RUNS:
         if code >= RUN:
-            tma_load(runs, [outer, code & TOKEN, column], ready, target.reshape([1, ROWS, D]))
+            tma_load(runs, [outer, code & TOKEN, column], ready, target.reshape([1, ROWS, WIDTH]))
         else:
             tma_load(
                 boxes, [outer, (code >> 20) & 1023, (code >> 10) & 1023, code & 1023, column],
-                ready, target.reshape([1, BOX[0], BOX[1], BOX[2], D]),
+                ready, target.reshape([1, BOX[0], BOX[1], BOX[2], WIDTH]),
             )  # fmt: skip
     elif BOXES:
         tma_load(
             boxes, [outer, (code >> 20) & 1023, (code >> 10) & 1023, code & 1023, column],
-            ready, target.reshape([1, BOX[0], BOX[1], BOX[2], D]),
+            ready, target.reshape([1, BOX[0], BOX[1], BOX[2], WIDTH]),
         )  # fmt: skip
     else:
-        tma_load(runs, [outer, code & TOKEN, column], ready, target.reshape([1, ROWS, D]))
+        tma_load(runs, [outer, code & TOKEN, column], ready, target.reshape([1, ROWS, WIDTH]))
+
+
+@gluon.jit
+def _copy_tile(
+    boxes, runs, outer, column, first, second, ready, tiles, stage,
+    BOX: gl.constexpr, D: gl.constexpr, KB: gl.constexpr,
+    BOXES: gl.constexpr, RUNS: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of a tile of 128 keys: one block, or two of 64 below each other.
+
+    tiles: [stages, 128, D], or [stages * D / 64 * 2, 64, 64]: the same memory in pieces of 64
+    columns (the width of a swizzled row) by 64 keys.
+    """
+    mbarrier.expect(ready, 128 * D * 2)
+    if KB == 128:
+        _copy(boxes, runs, outer, column, first, ready, tiles.index(stage), BOX, 128, D, BOXES,
+              RUNS)  # fmt: skip
+    else:
+        for c in gl.static_range(D // 64):
+            chunk = (stage * (D // 64) + c) * 2
+            _copy(boxes, runs, outer, column + c * 64, first, ready, tiles.index(chunk),
+                  BOX, 64, 64, BOXES, RUNS)  # fmt: skip
+            _copy(boxes, runs, outer, column + c * 64, second, ready, tiles.index(chunk + 1),
+                  BOX, 64, 64, BOXES, RUNS)  # fmt: skip
 
 
 @gluon.jit
@@ -89,17 +126,18 @@ def _produce(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s,
     q_full, q_free, k_full, k_free, v_full, v_free, items, n_items, group, codes, width,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
-    D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr,
 ):  # fmt: skip
     tile = 0
     done = 0
-    for i in range(gl.program_id(0), n_items, gl.num_programs(0)):  # noqa: SIM113
+    for i in range(gl.program_id(0), n_items, gl.num_programs(0)):
         sample, head, place, code, length, total, bare = _item(items + i * 8)
         at = codes + place.to(gl.int64) * width
         entry = gl.load(at)
-        if NSUB == 2:
+        second = entry
+        if KB == 64:
             second = gl.load(at + 1)
         half = code + SPLIT
         if BOXES and RUNS:
@@ -114,7 +152,7 @@ def _produce(
               Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
         _copy(q_boxes, q_runs, outer, head * q_ch, half, q_full.index(side),
               q_s.index(side * 2 + 1), Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
-        done += 1
+        done += 1  # noqa: SIM113
         kv = head // group
         k_outer = sample * k_ob + kv * k_oh
         v_outer = sample * v_ob + kv * v_oh
@@ -122,42 +160,42 @@ def _produce(
         v_column = kv * v_ch
         for t in range(total):
             # The next codes are on their way while this tile waits for its buffers.
-            after = at + gl.minimum(t + 1, total - 1) * NSUB
+            after = at + gl.minimum(t + 1, total - 1) * (128 // KB)
             next_entry = gl.load(after)
-            if NSUB == 2:
+            next_second = next_entry
+            if KB == 64:
                 next_second = gl.load(after + 1)
             stage = tile % STAGES
             phase = ((tile // STAGES) & 1) ^ 1
             mbarrier.wait(k_free.index(stage), phase)
-            mbarrier.expect(k_full.index(stage), KB * NSUB * D * 2)
-            _copy(k_boxes, k_runs, k_outer, k_column, entry, k_full.index(stage),
-                  k_s.index(stage * NSUB), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-            if NSUB == 2:
-                _copy(k_boxes, k_runs, k_outer, k_column, second, k_full.index(stage),
-                      k_s.index(stage * NSUB + 1), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-            mbarrier.wait(v_free.index(stage), phase)
-            mbarrier.expect(v_full.index(stage), KB * NSUB * D * 2)
-            _copy(v_boxes, v_runs, v_outer, v_column, entry, v_full.index(stage),
-                  v_s.index(stage * NSUB), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-            if NSUB == 2:
-                _copy(v_boxes, v_runs, v_outer, v_column, second, v_full.index(stage),
-                      v_s.index(stage * NSUB + 1), K_BOX, KB, D, BOXES, RUNS)  # fmt: skip
-                second = next_second
+            _copy_tile(k_boxes, k_runs, k_outer, k_column, entry, second, k_full.index(stage),
+                       k_s, stage, K_BOX, D, KB, BOXES, RUNS)  # fmt: skip
+            if STAGES < 3:
+                mbarrier.wait(v_free.index(stage), phase)
+            _copy_tile(v_boxes, v_runs, v_outer, v_column, entry, second, v_full.index(stage),
+                       v_s, stage, K_BOX, D, KB, BOXES, RUNS)  # fmt: skip
             entry = next_entry
+            second = next_second
             tile += 1
 
 
 @gluon.jit
 def _masked(
-    s, code, meta, rows, grid_t, grid_h, grid_w, rule_params,
+    s, codes, metas, rows, grid_t, grid_h, grid_w, rule_params,
     KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
 ):  # fmt: skip
-    """Scores [64, KB] of one block with -inf where a pair does not count.
+    """Scores [64, 128] of one tile with -inf where a pair does not count.
 
-    rows: code of the group's first query; code, meta: of the key block (see `hopper`).
+    rows: code of the group's first query; codes, metas: where the entries of the tile lie.
     """
-    column = gl.arange(0, KB, layout=gl.SliceLayout(0, LAYOUT))
+    column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
+    code = gl.load(codes)
+    meta = gl.load(metas)
+    if KB == 64:
+        code = gl.where(column < 64, code, gl.load(codes + 1))
+        meta = gl.where(column < 64, meta, gl.load(metas + 1))
+        column = column % 64
     if BOXES:
         kt = ((code >> 20) & 1023) + column // (BOX[1] * BOX[2])
         kh = ((code >> 10) & 1023) + column // BOX[2] % BOX[1]
@@ -181,27 +219,28 @@ def _masked(
             gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
             _load_params(rule_params),
         )  # fmt: skip
-        keep = keep & (kept | ((meta & 256) == 0))
+        if KB == 64:
+            keep = keep & (kept | gl.expand_dims((meta & 256) == 0, 0))
+        else:
+            keep = keep & (kept | ((meta & 256) == 0))
     return gl.where(keep, s, float("-inf"))
 
 
 @gluon.jit
-def _softmax(s0, s1, top, sums, scale, NSUB: gl.constexpr):
-    """One online step: (p0, p1, new maximum, new sum, factor of what came before), base 2."""
-    highest = gl.max(s0, axis=1)
-    if NSUB == 2:
-        highest = gl.maximum(highest, gl.max(s1, axis=1))
-    new = gl.maximum(top, highest * scale)
+def _pinned(x):
+    """x, computed before anything that has effects and comes later in the program."""
+    return gl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _softmax(s, top, sums, scale):
+    """One online step, base 2: (p, new maximum, new sum, factor of what came before)."""
+    new = gl.maximum(top, gl.max(s, axis=1) * scale)
     # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
     base = gl.where(new == float("-inf"), 0.0, new)
     alpha = gl.exp2(top - base)
-    p0 = gl.exp2(s0 * scale - gl.expand_dims(base, 1))
-    sums = sums * alpha + gl.sum(p0, axis=1)
-    p1 = p0
-    if NSUB == 2:
-        p1 = gl.exp2(s1 * scale - gl.expand_dims(base, 1))
-        sums += gl.sum(p1, axis=1)
-    return p0, p1, new, sums, alpha
+    p = gl.exp2(s * scale - gl.expand_dims(base, 1))
+    return p, new, sums * alpha + gl.sum(p, axis=1), alpha
 
 
 @gluon.jit
@@ -281,18 +320,18 @@ def _consume(
     out_ptr, lse_ptr, items, n_items, work, codes, metas, width,
     o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
     rule_params, scale,
-    D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
 ):  # fmt: skip
     """One loop over the key tiles of all items: an item's last product runs under the next one's
     first softmax, and its rows are stored there."""
-    S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KB, 16])
+    S_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     O_L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P_L: gl.constexpr = gl.DotOperandLayout(0, O_L, 2)
     R_L: gl.constexpr = gl.SliceLayout(1, S_L)
     dtype: gl.constexpr = k_s.dtype
-    zero = gl.zeros([64, KB], gl.float32, S_L)
+    zero = gl.zeros([64, 128], gl.float32, S_L)
     acc = gl.zeros([64, D], gl.float32, O_L)
     top = gl.full([64], float("-inf"), gl.float32, R_L)
     sums = gl.full([64], 0.0, gl.float32, R_L)
@@ -307,27 +346,17 @@ def _consume(
     done = 0
     mbarrier.wait(q_full.index(0), 0)
     mbarrier.wait(k_full.index(0), 0)
-    q = q_s.index(HALF)
-    s0 = warpgroup_mma(q, k_s.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
-    if NSUB == 2:
-        s1 = warpgroup_mma(q, k_s.index(1).permute((1, 0)), zero, use_acc=False, is_async=True)
-        s0, s1 = warpgroup_mma_wait(0, deps=(s0, s1))
-    else:
-        s0 = warpgroup_mma_wait(0, deps=(s0,))
-        s1 = s0
-    mbarrier.arrive(k_free.index(0), count=1)
+    s = warpgroup_mma(q_s.index(HALF), k_s.index(0).permute((1, 0)), zero, use_acc=False,
+                      is_async=True)  # fmt: skip
+    s = warpgroup_mma_wait(0, deps=(s,))
+    if STAGES < 3:
+        mbarrier.arrive(k_free.index(0), count=1)
     if bare == 0:
-        rows = code + HALF * SPLIT
-        s0 = _masked(s0, gl.load(codes + at), gl.load(metas + at), rows, grid_t, grid_h, grid_w,
-                     rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
-        if NSUB == 2:
-            s1 = _masked(s1, gl.load(codes + at + 1), gl.load(metas + at + 1), rows, grid_t,
-                         grid_h, grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS,
-                         PARTIAL, RULE)  # fmt: skip
-    p0, p1, top, sums, alpha = _softmax(s0, s1, top, sums, scale, NSUB)
-    w0 = gl.convert_layout(p0.to(dtype), P_L)
-    if NSUB == 2:
-        w1 = gl.convert_layout(p1.to(dtype), P_L)
+        s = _masked(s, codes + at, metas + at, code + HALF * SPLIT, grid_t, grid_h, grid_w,
+                    rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
+    p, top, sums, alpha = _softmax(s, top, sums, scale)
+    mbarrier.wait(k_full.index(1), 0, pred=tiles > 1)
+    w = gl.convert_layout(p.to(dtype), P_L)
     t = 1
     for now in range(1, tiles):
         first = t == total
@@ -354,38 +383,33 @@ def _consume(
         stage = now % STAGES
         before = (now - 1) % STAGES
         q = q_s.index((done & 1) * 2 + HALF)
-        mbarrier.wait(k_full.index(stage), (now // STAGES) & 1)
-        s0 = warpgroup_mma(q, k_s.index(stage * NSUB).permute((1, 0)), zero, use_acc=False,
-                           is_async=True)  # fmt: skip
-        if NSUB == 2:
-            s1 = warpgroup_mma(q, k_s.index(stage * NSUB + 1).permute((1, 0)), zero,
-                               use_acc=False, is_async=True)  # fmt: skip
+        s = warpgroup_mma(q, k_s.index(stage).permute((1, 0)), zero, use_acc=False,
+                          is_async=True)  # fmt: skip
         mbarrier.wait(v_full.index(before), ((now - 1) // STAGES) & 1)
-        acc = warpgroup_mma(w0, v_s.index(before * NSUB), acc, is_async=True)
-        if NSUB == 2:
-            acc = warpgroup_mma(w1, v_s.index(before * NSUB + 1), acc, is_async=True)
-            s0, s1 = warpgroup_mma_wait(2, deps=(s0, s1))
-        else:
-            s0 = warpgroup_mma_wait(1, deps=(s0,))
-            s1 = s0
-        mbarrier.arrive(k_free.index(stage), count=1)
+        acc = warpgroup_mma(w, v_s.index(before), acc, is_async=True)
+        s = warpgroup_mma_wait(1, deps=(s,))
+        if STAGES < 3:  # else a stage is freed at once, with fewer barriers
+            mbarrier.arrive(k_free.index(stage), count=1)
         if t >= bare:
-            rows = code + HALF * SPLIT
-            entry = at + t * NSUB
-            s0 = _masked(s0, gl.load(codes + entry), gl.load(metas + entry), rows,
-                         grid_t, grid_h, grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS,
-                         PARTIAL, RULE)  # fmt: skip
-            if NSUB == 2:
-                s1 = _masked(s1, gl.load(codes + entry + 1), gl.load(metas + entry + 1), rows,
-                             grid_t, grid_h, grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES,
-                             RUNS, PARTIAL, RULE)  # fmt: skip
+            entry = at + t * (128 // KB)
+            s = _masked(s, codes + entry, metas + entry, code + HALF * SPLIT, grid_t, grid_h,
+                        grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL,
+                        RULE)  # fmt: skip
         old_top = top
         old_sums = sums
-        p0, p1, top, sums, alpha = _softmax(
-            s0, s1, gl.where(first, float("-inf"), top), gl.where(first, 0.0, sums), scale, NSUB
+        p, top, sums, alpha = _softmax(
+            s, gl.where(first, float("-inf"), top), gl.where(first, 0.0, sums), scale
         )
+        # Between p and the product's end stands a wait that branches: without it the assembler
+        # moves the latter ahead of the exponentials, and they no longer run beside the product.
+        p = _pinned(p)
+        after = now + 1
+        mbarrier.wait(k_full.index(after % STAGES), (after // STAGES) & 1, pred=after < tiles)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(v_free.index(before), count=1)
+        if STAGES < 3:
+            mbarrier.arrive(v_free.index(before), count=1)
+        else:
+            mbarrier.arrive(k_free.index(before), count=1)
         if first:
             _finish(
                 acc, old_top, old_sums, old_sample, old_head, old_code, old_length, o_boxes,
@@ -395,15 +419,11 @@ def _consume(
             acc = gl.zeros([64, D], gl.float32, O_L)
         else:
             acc = acc * gl.expand_dims(gl.convert_layout(alpha, gl.SliceLayout(1, O_L)), 1)
-        w0 = gl.convert_layout(p0.to(dtype), P_L)
-        if NSUB == 2:
-            w1 = gl.convert_layout(p1.to(dtype), P_L)
+        w = gl.convert_layout(p.to(dtype), P_L)
         t += 1
     stage = (tiles - 1) % STAGES
     mbarrier.wait(v_full.index(stage), ((tiles - 1) // STAGES) & 1)
-    acc = warpgroup_mma(w0, v_s.index(stage * NSUB), acc, is_async=True)
-    if NSUB == 2:
-        acc = warpgroup_mma(w1, v_s.index(stage * NSUB + 1), acc, is_async=True)
+    acc = warpgroup_mma(w, v_s.index(stage), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     _finish(
         acc, top, sums, sample, head, code, length, o_boxes, o_runs, o_s, out_ptr, lse_ptr,
@@ -425,18 +445,24 @@ def forward(
     items, work, codes, metas, rule_params, n_items, group, width, lse_b, lse_h,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh,
     grid_t, grid_h, grid_w, video, scale,
-    D: gl.constexpr, KB: gl.constexpr, NSUB: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
     REGISTERS: gl.constexpr, FEEDER: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = out_ptr.dtype.element_ty
-    TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KB, D], dtype)
+    PIECE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, 64], dtype)
+    TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([128, D], dtype)
     HALF_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
     q_s = gl.allocate_shared_memory(dtype, [4, 64, D], HALF_TILE)
     o_s = gl.allocate_shared_memory(dtype, [2, 64, D], HALF_TILE)
-    k_s = gl.allocate_shared_memory(dtype, [STAGES * NSUB, KB, D], TILE)
-    v_s = gl.allocate_shared_memory(dtype, [STAGES * NSUB, KB, D], TILE)
+    k_s = gl.allocate_shared_memory(dtype, [STAGES, 128, D], TILE)
+    v_s = gl.allocate_shared_memory(dtype, [STAGES, 128, D], TILE)
+    k_in = k_s
+    v_in = v_s
+    if KB == 64:
+        k_in = _reinterpreted(k_s, [STAGES * D // 32, 64, 64], PIECE)
+        v_in = _reinterpreted(v_s, [STAGES * D // 32, 64, 64], PIECE)
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
     q_free = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
@@ -460,20 +486,20 @@ def forward(
                 k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, work, codes, metas,
                 width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
-                D, KB, NSUB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
+                D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
             )),
             (_consume, (
                 o_boxes, o_runs, q_s, o_s.index(1), k_s, v_s, q_full, q_free, k_full,
                 k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, work, codes, metas,
                 width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
-                D, KB, NSUB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
+                D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
             )),
             (_produce, (
-                q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s, q_full, q_free,
+                q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_in, v_in, q_full, q_free,
                 k_full, k_free, v_full, v_free, items, n_items, group, codes, width,
                 q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
-                D, KB, NSUB, STAGES, Q_BOX, K_BOX, SPLIT, BOXES, RUNS,
+                D, KB, STAGES, Q_BOX, K_BOX, SPLIT, BOXES, RUNS,
             )),
         ],
         [4, 1],

@@ -137,7 +137,7 @@ def choose_tiling(
         return cost / some.pairs if sight.per_tile else cost
 
     if kind == "boxes":
-        boxes = [box for block in rates for box in _boxes(grid, block)]
+        boxes = _boxes(grid, BLOCK_SIZES[-1])  # what the kernel that reads boxes takes
         found = _candidates(grid, sight, boxes, [math.prod(box) for box in boxes], clipped_split)
         return fixed_tiling(grid, _best(found, sight, slots)[0])
     blocks = BLOCK_SIZES[-1:] if kind == "lengths" else tuple(rates)

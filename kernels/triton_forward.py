@@ -170,7 +170,7 @@ def _forward(
     stride_vb, stride_vn, stride_vh, stride_vd, stride_ob, stride_om, stride_oh, stride_od,
     stride_pkb, stride_pkn, stride_pkh, stride_pkd, stride_pvb, stride_pvn, stride_pvh, stride_pvd,
     stride_lb, stride_lh, stride_q_len, stride_k_len, stride_list_b, stride_list_h, stride_log_b,
-    full_width, partial_width, pooled_width, scale, heads, group, n_queries, rule_params,  # a kernel argument cannot be called params
+    full_width, partial_width, pooled_width, scale, heads, group, n_queries, rule_params,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_SPLITS: tl.constexpr, K_SPLITS: tl.constexpr, Q_ORDER: tl.constexpr, K_ORDER: tl.constexpr,
     HAS_WHOLE: tl.constexpr, HAS_SHORT: tl.constexpr, HAS_PARTIAL: tl.constexpr,

@@ -124,8 +124,8 @@ def test_token_rule(
     moved = listed & video[index.long()] & video[rows] & (index % 2 == 1)
     short = plan.k_blocks.lengths.min(0).values[index.long()] < 128
     order = (moved | ~listed).int() * 2 + (short & ~moved).int()
-    full = index.gather(-1, order.argsort(-1, stable=True))
-    partial = index.gather(-1, (~moved).int().argsort(-1, stable=True))
+    full = index.gather(-1, order.argsort(dim=-1, stable=True))
+    partial = index.gather(-1, (~moved).int().argsort(dim=-1, stable=True))
     coords = torch.cartesian_prod(*(torch.arange(n) for n in layout.grid)).int()
     coords = torch.cat(
         [torch.zeros(layout.before, 3), coords, torch.zeros(layout.after, 3)]
@@ -147,7 +147,7 @@ def test_token_rule(
 
 def test_slices_of_fused_projections(qkv: Make, device: torch.device, assert_right: Make) -> None:
     layout = TokenLayout((3, 13, 20))
-    plan = plan_for(layout, pattern("sliding_tile"), device, layout_kind="boxes")
+    plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")
     fused = torch.randn(1, layout.length, 3, 2, 128, device=device).bfloat16()
     q, k, v = fused.unbind(2)
     result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
@@ -179,7 +179,7 @@ def test_nan_and_inf_end(qkv: Make, runs_plan: Make) -> None:
 
 def test_same_bits(qkv: Make, device: torch.device) -> None:
     layout = TokenLayout((9, 24, 24), after=50)
-    plan = plan_for(layout, pattern("sliding_tile"), device, layout_kind="boxes")
+    plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")
     q, k, v = qkv(layout.length, heads=6, dim=128, dtype=torch.bfloat16)
     first = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
     for _ in range(3):

@@ -1,0 +1,92 @@
+"""Compiles one variant of the Hopper kernel for sm_90, on any machine, and prints what came out.
+
+python tests/kernels/compile_hopper.py '{"D": 128, "KB": 64}'
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from dit_accel.kernels.hopper import CONFIGS, RULES, _layout, _split, halved
+from dit_accel.kernels.hopper_kernel import forward
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compile_variant(
+    D: int, KB: int, BOXES: bool, RUNS: bool, rule: str | None, dtype: str
+) -> dict[str, int]:
+    """Shared memory, spills and waits of the machine code."""
+    names = [parameter.name for parameter in forward.params]
+    box = (2, 8, 8)
+    q_box = halved(box)
+    k_box = box if KB == 128 else q_box
+    config = CONFIGS[D]
+    constants: dict[str, Any] = {
+        "D": D, "KB": KB, "STAGES": config.stages, "Q_BOX": q_box, "K_BOX": k_box,
+        "SPLIT": _split(box), "BOXES": BOXES, "RUNS": RUNS, "PARTIAL": rule is not None,
+        "RULE": RULES[rule or "box"], "REGISTERS": config.registers, "FEEDER": config.feeder,
+    }  # fmt: skip
+    signature = {name: "constexpr" if name in constants else "i32" for name in names}
+    width = D if KB == 128 else 64
+    blocks = {"q": (q_box, 64, D), "k": (k_box, KB, width)}
+    blocks |= {"v": blocks["k"], "o": blocks["q"]}
+    for name, (tile, rows, columns) in blocks.items():
+        for there, kind, shape in (
+            (BOXES, "boxes", [1, *tile, columns]),
+            (RUNS, "runs", [1, rows, columns]),
+        ):
+            layout = _layout(tuple(shape), DTYPES[dtype])
+            signature[f"{name}_{kind}"] = (
+                f"tensordesc<{dtype}{shape},{layout!r}>" if there else "constexpr"
+            )
+            if not there:
+                constants[f"{name}_{kind}"] = None
+    pointers = dict.fromkeys(("items", "work", "codes", "metas", "rule_params"), "*i32")
+    signature |= pointers | {"out_ptr": f"*{dtype}", "lse_ptr": "*fp32", "scale": "fp32"}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*")
+    }
+    source = GluonASTSource(
+        forward, signature, {(names.index(k),): v for k, v in constants.items()}, attributes
+    )
+    options = {"num_warps": 4, "maxnreg": 168}
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    code = disassembled(kernel.asm["cubin"])
+    waits = [m.group(1) for m in re.finditer(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", code)]
+    body = code.split("WARPGROUP.DEPBAR.LE gsb0, 0x1")[1].split("WARPGROUP.DEPBAR")[0]
+    return {
+        "shared": kernel.metadata.shared,
+        "products": code.count("HGMMA"),
+        "waits": len(waits),
+        "scratch": len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "exponentials_beside_a_product": body.count("MUFU.EX2"),
+    }
+
+
+def disassembled(binary: bytes) -> str:
+    """Machine code as text, by the disassembler that Triton brings."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        return subprocess.run(
+            [tool, "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_variant(**json.loads(sys.argv[1]))))

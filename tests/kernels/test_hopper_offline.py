@@ -1,0 +1,54 @@
+"""The Hopper kernel compiled for its GPU where there is none: memory, spills, overlap."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dit_accel.kernels.backends import HOPPER_TRITON
+
+triton = pytest.importorskip("triton")
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) not in HOPPER_TRITON:
+    pytest.skip("Gluon of this Triton is not known", allow_module_level=True)
+
+SHARED_LIMIT = 232_448
+ROOT = Path(__file__).parents[2]
+FULL = {"KB": 128, "BOXES": True, "RUNS": True, "rule": None, "dtype": "bf16"}
+# A variant, and how many scratch memory accesses it may have: a token rule, or runs alone, keep a
+# few values of an item there (by the compiler's choice), which the loop does not touch per score.
+VARIANTS = [
+    ({"D": 128}, 0),
+    ({"D": 128, "RUNS": False}, 0),
+    ({"D": 128, "KB": 64}, 0),
+    ({"D": 64}, 0),
+    ({"D": 64, "KB": 64, "dtype": "fp16"}, 0),
+    ({"D": 128, "BOXES": False}, 40),
+    ({"D": 128, "rule": "box"}, 96),
+    ({"D": 64, "rule": "box", "RUNS": False}, 40),
+]
+
+
+@pytest.mark.parametrize(("variant", "scratch"), VARIANTS, ids=str)
+def test_variant(variant: dict[str, Any], scratch: int, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("compile_hopper.py")
+    result = subprocess.run(
+        [sys.executable, str(script), json.dumps(FULL | variant)],
+        capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    made = json.loads(result.stdout.splitlines()[-1])
+    assert made["shared"] <= SHARED_LIMIT
+    assert made["scratch"] <= scratch
+    # Each group waits once for the first scores, twice in the loop, once at the end: more would
+    # mean that the assembler has made the products run one after another.
+    assert made["waits"] == 8
+    # 64 scores a thread: their exponentials must stand before the end of the product beside them.
+    assert made["exponentials_beside_a_product"] >= 64
