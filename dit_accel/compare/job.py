@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from dit_accel.cli import runtime
@@ -38,6 +39,8 @@ from dit_accel.kernels.backends import BACKENDS
 from dit_accel.video import check_writable, replacing
 
 FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx_video": 24.0}
+LEAST_WIDE, WIDE = 96, 240
+"""Columns of a table on a terminal at least, and in a log."""
 SPEED_PERIOD_S = 600.0
 """The time left is told from the speed of this many last seconds: several methods in turn."""
 
@@ -143,7 +146,7 @@ def run_attention(options: Options) -> None:
     for file, text in zip(files, texts, strict=True):
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    out.print(tables.attention(attention_level.summarise(rows)))
+    _print(tables.attention(attention_level.summarise(rows)))
     _wrote(files)
 
 
@@ -243,13 +246,18 @@ def _numbers(option: str, text: str, kind: type) -> list[Any]:
 
 def _show(results: Results, page: Path) -> None:
     """The summary, what was skipped, and hints where a profile did not do what it is for."""
-    out.print(tables.summary(results))
+    _print(tables.summary(results))
     for info in results.profiles:
         if info.skipped:
             warn(f"{info.name} was skipped: {info.skipped}")
     for name, hint in tables.hints(results):
         warn(f"{name}: {hint}")
     _wrote([page, page.with_name("results.csv"), page.with_name("results.json")])
+
+
+def _print(table: Table) -> None:
+    """As wide as the terminal, but never so narrow that columns are lost."""
+    out.print(table, width=max(out.width, LEAST_WIDE) if out.is_terminal else WIDE, crop=False)
 
 
 def _wrote(files: Sequence[Path]) -> None:

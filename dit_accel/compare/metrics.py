@@ -60,7 +60,18 @@ class FileMeasure(Measure):
         """One value a file, in their order."""
 
 
-class Psnr(ClipMeasure):
+class TorchMetric(ClipMeasure):
+    """A metric of torchmetrics."""
+
+    def missing(self, demo: bool) -> str | None:
+        try:
+            import torchmetrics.functional.image  # noqa: F401
+        except Exception as error:  # a torchvision that does not fit torch raises many kinds
+            return f"torchmetrics cannot be imported: {_first_line(error)}"
+        return None
+
+
+class Psnr(TorchMetric):
     """Peak signal-to-noise ratio over all frames together."""
 
     metric = Metric("dB", "higher")
@@ -74,7 +85,7 @@ class Psnr(ClipMeasure):
         return float(found), None
 
 
-class Ssim(ClipMeasure):
+class Ssim(TorchMetric):
     """Structural similarity, mean over frames, channels and pixels (Gaussian window of 11)."""
 
     metric = Metric("", "higher")
@@ -89,7 +100,7 @@ class Ssim(ClipMeasure):
         return float(found), None
 
 
-class Lpips(ClipMeasure):
+class Lpips(TorchMetric):
     """Learned perceptual distance (AlexNet), mean over frames."""
 
     metric = Metric("", "lower")
@@ -100,13 +111,15 @@ class Lpips(ClipMeasure):
     def missing(self, demo: bool) -> str | None:
         if find_spec("torchvision") is None:
             return "LPIPS needs torchvision (pip install torchvision)"
+        if (reason := super().missing(demo)) is not None:
+            return reason
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         patience = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_S)
         try:
             self._model = LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
-        except Exception as error:  # no network, no space, a broken torchvision
+        except Exception as error:  # no network, no space
             return f"LPIPS's AlexNet weights cannot be had: {_first_line(error)}"
         finally:
             socket.setdefaulttimeout(patience)
@@ -213,7 +226,7 @@ def choose_metrics(names: Sequence[str], demo: bool = False) -> Measures:
     metrics: dict[str, Metric] = {}
     for name in check_metrics(names):
         measure = METRICS[name]()
-        reason = _without_torchmetrics(name) or measure.missing(demo)
+        reason = measure.missing(demo)
         metrics[name] = replace(measure.metric, skipped=reason)
         if reason is None:
             running[name] = measure
@@ -238,12 +251,6 @@ def same_shape(video: Video, dense: Video) -> None:
         raise DitAccelError(
             f"clips to compare have one shape, not {list(video.shape)} and {list(dense.shape)}."
         )
-
-
-def _without_torchmetrics(name: str) -> str | None:
-    if name in ("psnr", "ssim", "lpips") and find_spec("torchmetrics") is None:
-        return "torchmetrics is not installed (pip install 'dit-accel[compare]')"
-    return None
 
 
 def _tensor(video: Video) -> torch.Tensor:

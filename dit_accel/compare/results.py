@@ -83,7 +83,7 @@ class Clip:
         encode_s, decode_s: text encoding and autoencoder, medians of the repeats; 0 where the
             pipeline has none.
         attention_s: time in attention calls, median of the repeats; None for external methods.
-        peak_memory_bytes: peak memory on the GPU, None on a CPU.
+        peak_memory_bytes: peak of the GPU's memory while denoising, None on a CPU.
         launched_density: mean over all self-attention calls: launched density of a sparse one,
             1 for a dense one, 0 for a reused one. None for external methods.
         kept_density: the same with the token pairs that entered the softmax.

@@ -88,6 +88,11 @@ class _Session:
     def run(self) -> None:
         todo = [pair for pair in self._pairs() if self._missing(*pair)]
         self.watcher.steps(self._work(todo))
+        if any(self.store.finished(*pair, DENSE) for pair in todo):
+            self.watcher.say(
+                "some dense clips were timed in an earlier session: speed-ups against them also "
+                "hold what changed on this machine since then"
+            )
         for prompt, seed in todo:
             self._pair(prompt, seed)
             self.store.write_results(self.results())
@@ -159,7 +164,7 @@ class _Session:
     def _pair(self, prompt: str, seed: int) -> None:
         """All methods on one prompt and seed, in turn."""
         runs: dict[str, list[_Timed]] = {}
-        failed: dict[str, str] = {}
+        failed: set[str] = set()
         for repeat in range(repeats_for(self.request)):
             for method in self._missing(prompt, seed):
                 name = method.info.name
@@ -173,7 +178,8 @@ class _Session:
                         runs.setdefault(name, []).append(made)
                 except Exception as error:
                     self._failed(method, prompt, seed, error)
-                    failed[name] = name
+                    failed.add(name)
+                    torch.cuda.empty_cache()
         for method in self._missing(prompt, seed):
             if method.info.name in runs and method.info.name not in failed:
                 self._keep(method, prompt, seed, runs[method.info.name])

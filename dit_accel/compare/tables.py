@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from dit_accel.compare.attention_level import Summary
 from dit_accel.compare.methods import AGAIN
-from dit_accel.compare.results import Metric, Results, Row, Spread, summarise
+from dit_accel.compare.results import Metric, Results, Row, Spread, summarise, worst
 
 MIB = 2**20
 
 
 def summary(results: Results) -> Table:
-    """One row a profile: medians, and below them the smallest and largest."""
+    """One row a profile: medians, below them the spread of ratios and the worst clip's metric."""
     rows = summarise(results)
     metrics = {name: m for name, m in results.metrics.items() if not m.skipped}
     memory = any(row.memory_bytes for row in rows)
-    table = Table(title=f"{results.model}: {_size(results)}, {results.steps} steps")
-    table.add_column("profile", overflow="fold", min_width=14)
-    heads = ["clips", "denoising s", "denoising faster", "attention faster"]
-    heads += [_head(name, metric) for name, metric in metrics.items()]
-    heads += ["density", *(["memory MiB"] if memory else [])]
-    for head in heads:
-        table.add_column(head, justify="right", overflow="fold")
+    title = f"{results.model}: {_size(results)}, {results.steps} steps"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("profile", overflow="fold", min_width=8)
+    heads = ["seconds", "faster", "attention", *(_head(n, m) for n, m in metrics.items())]
+    for head in (*heads, "density", *(["MiB"] if memory else [])):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         if row.skipped is None:
-            table.add_row(row.profile, *_cells(row, metrics, memory))
+            table.add_row(*_cells(row, metrics, memory))
     table.caption = (
-        "medians over the clips, and below them smallest..largest; density of self-attention"
+        "medians over the clips; below them the smallest and largest ratio, and the worst clip"
     )
     return table
 
@@ -59,8 +58,9 @@ def hints(results: Results) -> list[tuple[str, str]]:
 
 def attention(rows: Sequence[Summary]) -> Table:
     """The table of `--attention`, by density."""
-    table = Table(title="Relative L2 error of attention against dense, on the model's own q, k, v")
-    table.add_column("compute", overflow="fold", min_width=24)
+    title = "Relative L2 error of attention against dense, on the model's own q, k, v"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("compute", overflow="fold", min_width=20)
     for head in ("launched", "kept", "error", "worst"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("worst at", overflow="fold", min_width=14)
@@ -84,30 +84,37 @@ def _size(results: Results) -> str:
 
 
 def _head(name: str, metric: Metric) -> str:
-    return f"{name} {metric.unit}".strip()
+    return f"{name}\n{metric.unit}".strip()
 
 
 def _cells(row: Row, metrics: dict[str, Metric], memory: bool) -> list[str]:
-    clips = f"{row.clips}" + (f"\n{row.failed} failed" if row.failed else "")
-    cells = [clips, _spread(row.denoise_s, "{:.2f}")]
-    cells += [_spread(row.speedup, "{:.2f}x"), _spread(row.attention_speedup, "{:.2f}x")]
-    for name in metrics:
-        digits = {"psnr": "{:.1f}", "flicker": "{:.2f}", "adherence": "{:.2f}"}.get(name, "{:.3f}")
-        cells.append(_spread(row.metrics[name], digits))
-    cells.append(_spread(row.density, "{:.3f}"))
+    name = row.profile + (f"\n{row.failed} failed" if row.failed else "")
+    cells = [name, _median(row.denoise_s, "{:.2f}")]
+    cells += [_ratio(row.speedup), _ratio(row.attention_speedup)]
+    for metric, about in metrics.items():
+        digits = {"psnr": "{:.1f}", "flicker": "{:.2f}", "adherence": "{:.2f}"}
+        cells.append(_with_worst(row.metrics[metric], about, digits.get(metric, "{:.3f}")))
+    cells.append(_median(row.density, "{:.3f}"))
     if memory:
-        scaled = row.memory_bytes and Spread(
-            *(value / MIB for value in vars(row.memory_bytes).values())
-        )
-        cells.append(_spread(scaled, "{:.0f}"))
+        cells.append(_median(row.memory_bytes, "{:.0f}", MIB))
     return cells
 
 
-def _spread(spread: Spread | None, digits: str, unit: float = 1.0) -> str:
+def _median(spread: Spread | None, digits: str, unit: float = 1.0) -> str:
+    return "-" if spread is None else digits.format(spread.median / unit)
+
+
+def _ratio(spread: Spread | None) -> str:
     if spread is None:
         return "-"
-    low, middle, high = (
-        "inf" if math.isinf(value) else digits.format(value / unit)
-        for value in (spread.low, spread.median, spread.high)
-    )
-    return middle if low == high else f"{middle}\n{low}..{high}"
+    middle = f"{spread.median:.2f}x"
+    apart = spread.low != spread.high
+    return f"{middle}\n{spread.low:.2f}..{spread.high:.2f}" if apart else middle
+
+
+def _with_worst(spread: Spread | None, metric: Metric, digits: str) -> str:
+    if spread is None:
+        return "-"
+    middle, last = (digits.format(value) for value in (spread.median, worst(spread, metric)))
+    sign = ">=" if metric.better == "higher" else "<="
+    return middle if last == middle else f"{middle}\n{sign}{last}"

@@ -17,7 +17,7 @@ from torch import nn
 
 @dataclass
 class Phases:
-    """Seconds of one call, and the peak of the GPU's memory in bytes (None on a CPU)."""
+    """Seconds of one call, and the GPU's peak memory while it denoises, in bytes (CPU: None)."""
 
     encode_s: float = 0.0
     decode_s: float = 0.0
@@ -38,10 +38,14 @@ class Phases:
 
     def forward_started(self, *_: Any) -> None:
         if self._begin is None:
+            if self._device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._device)
             self._begin = _mark(self._device)
 
     def forward_ended(self, *_: Any) -> None:
         self._end = _mark(self._device)
+        if self._device.type == "cuda":
+            self.peak_memory_bytes = torch.cuda.max_memory_allocated(self._device)
 
 
 @contextmanager
@@ -57,13 +61,9 @@ def timed(pipe: Any, device: torch.device) -> Iterator[Phases]:
             stack.callback(last.remove)
         for owner, name, phase in _phases_of(pipe):
             stack.enter_context(_timing(owner, name, phases, phase, device))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
+        _settle(device)
         yield phases
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            phases.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+        _settle(device)
 
 
 def device_of(pipe: Any) -> torch.device:
