@@ -47,8 +47,13 @@ class Machine:
 # (generation, padded head_dim, bytes of a number) -> best first. A step serves every plan whose
 # blocks are at least as large. sm80: A100; sm86: also sm89; sm100: also sm103; sm120: also sm121.
 TUNED: dict[tuple[str, int, int], tuple[Config, ...]] = {
-    ("sm90", 64, 2): (Config(64, 64, 4, 3, True), Config(64, 64, 4, 3)),
-    ("sm90", 128, 2): (Config(128, 64, 4, 2, True), Config(64, 64, 4, 2, True)),
+    # In place (TMA): the fastest of seven steps each on an H200, triton 3.6.
+    ("sm90", 64, 2): (
+        Config(64, 128, 4, 2, True),
+        Config(64, 64, 4, 4, True),
+        Config(64, 64, 4, 3),
+    ),
+    ("sm90", 128, 2): (Config(64, 64, 4, 3, True),),
 }
 
 # (rows, keys, stages) of a step, largest first; the last one fits everywhere.

@@ -120,7 +120,7 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
 
 def _warm_up(call: Callable[[], object], device: torch.device, calls: int) -> None:
     spent = sum(_timed(call, device) for _ in range(calls))
-    if device.type != "cuda":
+    if device.type != "cuda" or calls == 0:
         return
     for _ in range(MAX_WARMUP):
         if spent >= WARMUP_MS:
