@@ -281,6 +281,8 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
         return "a token rule needs blocks that are boxes of the grid"
     if plan.list_kinds.pooled:
         return "pooled keys"
+    if plan.q_blocks.count == 0:
+        return "no queries"
     if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
         return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
     return None
@@ -301,57 +303,85 @@ def hopper_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
-    batch, length, heads, dim = q.shape
-    out = torch.empty_like(q)
-    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
-    if not plan.covers_queries:
-        out.zero_()
-        lse.fill_(-torch.inf)
-    programs = min(_processors(q.device), batch * heads * plan.q_blocks.count)
-    if programs == 0:
-        return out, lse if return_lse else None
+    batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
+    programs = min(_processors(q.device), batch * heads * plan.q_blocks.count)
     lists = work_lists(plan, batch, heads, programs)
     mask = plan.token_mask if plan.list_kinds.partial else None
-    views = [_seen(x) for x in (q, k, v, out)]
-    box, grid = plan.box, plan.grid or (1, 1, 1)
-    runs = box is None or plan.q_length != math.prod(grid) or plan.k_length != math.prod(grid)
-    q_box = (1, 1, 64) if box is None else halved(box)
-    k_box = (1, 1, plan.block_k) if box is None else box if plan.block_k == 128 else q_box
-    rows = (64, plan.block_k, plan.block_k, 64)
-    # Gathered blocks come by halves of 64 columns, the width of a row of swizzled shared memory.
-    widths = (dim, dim, dim, dim) if plan.block_k == 128 else (dim, 64, 64, dim)
-    run_views: list[object] = [None] * 4
-    box_views: list[object] = [None] * 4  # what the kernel has no code for
-    if runs:
-        run_views = [w.runs(n, c) for w, n, c in zip(views, rows, widths, strict=True)]
-    if box is not None:
-        shapes = (q_box, k_box, k_box, q_box)
-        box_views = [
-            w.boxes(grid, plan.video_start, s, c)
-            for w, s, c in zip(views, shapes, widths, strict=True)
-        ]
-    config = CONFIGS[dim]
-    with torch.cuda.device_of(q):
-        hopper_kernel.forward[(programs,)](
-            *box_views, *run_views, out, lse,
-            lists.items, lists.work, lists.codes, lists.metas,
-            lists.work if mask is None else mask.packed,
-            len(lists.items), heads // k.shape[2], lists.codes.shape[-1],
-            lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
-            out.stride(0), out.stride(1), out.stride(2), *grid, plan.video_start, scale * LOG2_E,
-            D=dim, KB=plan.block_k, STAGES=config.stages,
-            Q_BOX=q_box, K_BOX=k_box, SPLIT=_split(box), BOXES=box is not None, RUNS=runs,
-            PARTIAL=mask is not None, RULE=RULES[mask.name if mask else "box"],
-            REGISTERS=config.registers, FEEDER=config.feeder, num_warps=4, maxnreg=168,
-        )  # fmt: skip
+    box = plan.box
+    video = math.prod(plan.grid or (0,))
+    runs = box is None or plan.q_length != video or plan.k_length != video
+    out, lse = hopper_forward(
+        q, k, v, lists.items, lists.work, lists.codes, lists.metas,
+        None if mask is None else mask.packed, mask.name if mask else "", scale,
+        plan.block_k, list(box or ()), list(plan.grid or (1, 1, 1)), plan.video_start,
+        runs, plan.covers_queries,
+    )  # fmt: skip
     return out, lse if return_lse else None
 
 
-def _split(box: tuple[int, int, int] | None) -> int:
+@torch.library.custom_op("dit_accel::hopper_forward", mutates_args=())
+def hopper_forward(
+    q: Tensor, k: Tensor, v: Tensor, items: Tensor, work: Tensor, codes: Tensor, metas: Tensor,
+    rule_params: Tensor | None, rule: str, scale: float, block_k: int, box: list[int],
+    grid: list[int], video_start: int, runs: bool, covers: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The kernel behind `hopper_attention`: a WorkLists' fields, and where the video is.
+
+    box: empty where every block is a run. runs: whether any block is one. rule: empty where no
+    list has partial entries. covers: whether every query is in a block (else the others are set to
+    0 and -inf first).
+    """
+    batch, length, heads, dim = q.shape
+    out = torch.empty_like(q)
+    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
+    if not covers:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    views = [_seen(x) for x in (q, k, v, out)]
+    # Gathered blocks come by halves of 64 columns, the width of a row of swizzled shared memory.
+    widths = (dim, dim, dim, dim) if block_k == 128 else (dim, 64, 64, dim)
+    run_views: list[object] = [None] * 4  # what the kernel has no code for
+    box_views: list[object] = [None] * 4
+    if runs:
+        rows = (64, block_k, block_k, 64)
+        run_views = [w.runs(n, c) for w, n, c in zip(views, rows, widths, strict=True)]
+    q_box, k_box, split = (1, 1, 64), (1, 1, block_k), 64
+    if box:
+        whole, place = _triple(box), _triple(grid)
+        q_box, split = halved(whole), _split(whole)
+        k_box = whole if block_k == 128 else q_box
+        shapes = (q_box, k_box, k_box, q_box)
+        box_views = [
+            w.boxes(place, video_start, s, c) for w, s, c in zip(views, shapes, widths, strict=True)
+        ]
+    config = CONFIGS[dim]
+    with torch.cuda.device_of(q):
+        hopper_kernel.forward[(len(work),)](
+            *box_views, *run_views, out, lse, items, work, codes, metas,
+            work if rule_params is None else rule_params,
+            len(items), heads // k.shape[2], codes.shape[-1],
+            lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
+            out.stride(0), out.stride(1), out.stride(2), *grid, video_start, scale * LOG2_E,
+            D=dim, KB=block_k, STAGES=config.stages, Q_BOX=q_box, K_BOX=k_box, SPLIT=split,
+            BOXES=bool(box), RUNS=runs, PARTIAL=bool(rule), RULE=RULES[rule or "box"],
+            REGISTERS=config.registers, FEEDER=config.feeder, num_warps=4, maxnreg=168,
+        )  # fmt: skip
+    return out, lse
+
+
+@hopper_forward.register_fake
+def _fake(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    batch, length, heads = q.shape[:3]
+    return torch.empty_like(q), q.new_empty((batch, heads, length), dtype=torch.float32)
+
+
+def _triple(sizes: list[int]) -> tuple[int, int, int]:
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _split(box: tuple[int, int, int]) -> int:
     """How far apart the codes of a block's two halves are."""
-    if box is None:
-        return 64
     half = halved(box)
-    return packed(tuple(h if h < b else 0 for h, b in zip(half, box, strict=True)))  # type: ignore[arg-type]
+    return packed(_triple([h if h < b else 0 for h, b in zip(half, box, strict=True)]))

@@ -11,6 +11,7 @@ import torch
 
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.hopper import hopper_forward, work_lists
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import TokenMask
@@ -185,3 +186,20 @@ def test_same_bits(qkv: Make, device: torch.device) -> None:
     for _ in range(3):
         again = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_opcheck_and_full_graph(device: torch.device) -> None:
+    layout = TokenLayout((3, 13, 20), after=40)
+    plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")
+    q, k, v = (torch.randn(1, layout.length, 2, 128, device=device).bfloat16() for _ in range(3))
+    lists = work_lists(plan, 1, 2, 7)
+    arguments = (
+        q, k, v, lists.items, lists.work, lists.codes, lists.metas, None, "", 0.1, 128,
+        [2, 8, 8], list(layout.grid), layout.video_start, True, True,
+    )  # fmt: skip
+    torch.library.opcheck(hopper_forward, arguments)
+
+    def twice(query: torch.Tensor) -> torch.Tensor:
+        return hopper_forward(query, *arguments[1:])[0] * 2
+
+    assert torch.equal(torch.compile(twice, fullgraph=True, backend="aot_eager")(q), twice(q))

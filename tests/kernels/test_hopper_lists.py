@@ -1,0 +1,154 @@
+"""What the Hopper kernel is told, without its GPU: work lists, descriptors, the custom op."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton.experimental.gluon")
+from dit_accel.kernels import hopper
+from dit_accel.kernels.hopper import PARTIAL, RUN, plan_obstacle, tensor_obstacle, work_lists
+from dit_accel.kernels.patterns import pattern
+from dit_accel.kernels.patterns.sliding_tile import SlidingTile
+from dit_accel.kernels.plan import BlockPlan, block_tokens
+from dit_accel.layout import TokenLayout
+
+Make = Callable[..., Any]
+PROGRAMS = 5
+LAYOUTS = [
+    TokenLayout((3, 13, 20)),
+    TokenLayout((3, 13, 20), after=70),
+    TokenLayout((3, 9, 17), before=20, after=300, valid=((7, 300), (20, 0))),
+]
+
+
+def first_token(code: int, layout: TokenLayout) -> int:
+    """The raster token that a code names."""
+    if code >= RUN:
+        return code - RUN
+    t, h, w = code >> 20, (code >> 10) % 1024, code % 1024
+    return layout.video_start + (t * layout.grid[1] + h) * layout.grid[2] + w
+
+
+def check(plan: BlockPlan, layout: TokenLayout, batch: int, heads: int) -> None:
+    lists = work_lists(plan, batch, heads, PROGRAMS)
+    blocks = plan.q_blocks.count
+    seen = set()
+    for sample, head, row, code, length, tiles, bare, _ in lists.items.tolist():
+        block = row % blocks
+        seen.add((sample, head, block))
+        tokens, real = block_tokens(plan.q_blocks, sample, 128)
+        assert first_token(code, layout) == tokens[block, 0] and length == real[block].sum()
+        wanted = []
+        for count, index, flag in (
+            (plan.full_count, plan.full_index, 0),
+            (plan.partial_count, plan.partial_index, PARTIAL),
+        ):
+            if count is None or index is None:
+                continue
+            here = (min(sample, len(count) - 1), min(head, count.shape[1] - 1), block)
+            keys, there = block_tokens(plan.k_blocks, sample, plan.block_k)
+            wanted += [
+                (int(keys[j, 0]), int(there[j].sum()) + flag)
+                for j in index[here][: count[here]].tolist()
+            ]
+        codes, metas = (x.flatten(0, 2)[row].tolist() for x in (lists.codes, lists.metas))
+        together = 128 // plan.block_k
+        assert tiles == max(1, -(-len(wanted) // together))
+        listed = list(zip(codes, metas, strict=True))[: tiles * together]
+        assert [(first_token(c, layout), m) for c, m in listed if c >= 0] == wanted
+        assert all(c == -1 for c, _ in listed[len(wanted) :])
+        assert all(m == plan.block_k for _, m in listed[: bare * together])
+    assert len(seen) == len(lists.items) == batch * heads * blocks
+    for program in range(PROGRAMS):
+        assert lists.work[program] == lists.items[program::PROGRAMS, 5].sum()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("exact", [False, True])
+def test_boxes(layout: TokenLayout, exact: bool) -> None:
+    rule = pattern("neighborhood", window={"tokens": [3, 5, 7]}, tile=[2, 8, 8], exact=exact)
+    plan = rule.build(layout, "cpu", layout_kind="boxes")
+    assert plan_obstacle(plan) is None and plan.list_kinds.partial == exact
+    check(plan, layout, len(layout.valid or (0,)), 2)
+
+
+@pytest.mark.parametrize("block_k", [64, 128])
+def test_runs_with_lists_per_sample_and_head(block_k: int, runs_plan: Make) -> None:
+    plan, _ = runs_plan([128, 17, 128, 65], [64, 3, 64, 64, 20], batch=2, heads=3, block_k=block_k)
+    check(plan.to("cpu"), TokenLayout((1, 1, 338)), 2, 3)
+
+
+def test_work_is_dealt_evenly() -> None:
+    """Text rows see everything: the programs' tiles must not differ by a whole one of them."""
+    layout = TokenLayout((8, 24, 32), after=256)
+    plan = SlidingTile({"tiles": [1, 3, 3]}, [2, 8, 8]).build(layout, "cpu", layout_kind="boxes")
+    work = work_lists(plan, 1, 4, PROGRAMS).work
+    assert work.max() - work.min() < plan.full_count.max()
+
+
+def test_obstacles(qkv: Make, random_plan: Make) -> None:
+    plan, _ = random_plan([128, 30], [128])
+    assert "neither boxes" in str(plan_obstacle(plan))
+    small, _ = random_plan([20], [20], block=64)
+    assert "64 x 64" in str(plan_obstacle(small))
+    q, k, v = (x.half() for x in qkv(64, dim=128))
+    assert tensor_obstacle(q, k, v) is None
+    assert "float32" in str(tensor_obstacle(q.float(), k, v))
+    assert "head_dim 96" in str(tensor_obstacle(q[..., :96], k[..., :96], v[..., :96]))
+    odd = torch.randn(1, 64, 2, 129).half()[..., :128]
+    assert "strides of k" in str(tensor_obstacle(q, odd, v))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("head_major", [False, True])
+def test_launch(
+    layout: TokenLayout, head_major: bool, qkv: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel gets each of its arguments once; descriptors stay within the tensors."""
+    calls: list[dict[str, Any]] = []
+    names = [parameter.name for parameter in hopper.hopper_kernel.forward.params]
+
+    class Stub:
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            return lambda *args, **options: launched(grid, args, options)
+
+    def launched(grid: tuple[int], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        assert options.pop("num_warps") == 4 and options.pop("maxnreg") == 168
+        given = dict(zip(names, args, strict=False))
+        assert not given.keys() & options.keys() and len(args) <= len(names)
+        calls.append({"programs": grid[0], **given, **options})
+        given["out_ptr"].zero_()
+        given["lse_ptr"].zero_()
+
+    monkeypatch.setattr(hopper.hopper_kernel, "forward", Stub())
+    monkeypatch.setattr(hopper, "_processors", lambda device: PROGRAMS)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
+    batch = len(layout.valid or (0,))
+    q, k, v = (x.half() for x in qkv(layout.length, batch=batch, heads=4, kv_heads=2, dim=128))
+    if head_major:
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    plan = SlidingTile({"tiles": [1, 3, 3]}, [2, 8, 8]).build(layout, "cpu", layout_kind="boxes")
+    hopper.hopper_attention(q, k, v, plan, 0.1)
+    (call,) = calls
+    assert set(call) - {"programs"} == set(names)
+    assert (call["k_runs"] is None) == (layout.length == layout.video_length)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        descriptor = call[f"{name}_boxes"]
+        last = sum((n - 1) * s for n, s in zip(descriptor.shape, descriptor.strides, strict=True))
+        assert descriptor.base.storage_offset() + last < tensor.untyped_storage().nbytes() // 2
+        outer, head, column = (call[f"{name}_{step}"] for step in ("ob", "oh", "ch"))
+        heads = tensor.shape[2]
+        for b, h in ((0, 0), (batch - 1, heads - 1)):
+            at = (b * outer + h * head) * descriptor.strides[0] + h * column
+            assert at == b * tensor.stride(0) + h * tensor.stride(2) or batch == 1
+    lists = work_lists(plan, batch, 4, PROGRAMS)
+    torch.library.opcheck(
+        hopper.hopper_forward,
+        (q, k, v, lists.items, lists.work, lists.codes, lists.metas, None, "", 0.1, 128,
+         list(plan.box or ()), list(layout.grid), layout.video_start, True, True),
+    )  # fmt: skip
