@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from dit_accel.api import disable, enable
     from dit_accel.catalog import families, supported_models
     from dit_accel.errors import DitAccelError, StrictError
+    from dit_accel.planner import Forecast, diagnose, plan
     from dit_accel.profile import Profile, load_profile, profile_names
     from dit_accel.report import Report
 
 __all__ = [
     "DitAccelError",
+    "Forecast",
     "Profile",
     "Report",
     "StrictError",
+    "diagnose",
     "disable",
     "enable",
     "families",
     "load_profile",
+    "plan",
     "profile_names",
     "supported_models",
 ]
@@ -45,6 +49,9 @@ _HOMES = {
     "supported_models": "catalog",
     "DitAccelError": "errors",
     "StrictError": "errors",
+    "Forecast": "planner",
+    "diagnose": "planner",
+    "plan": "planner",
     "Profile": "profile",
     "load_profile": "profile",
     "profile_names": "profile",

@@ -12,6 +12,7 @@ import dit_accel
 from dit_accel.cli.bench import bench
 from dit_accel.cli.compare import compare
 from dit_accel.cli.console import guarded, out
+from dit_accel.cli.plan import plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -203,11 +204,38 @@ def models() -> None:
 
 @app.command()
 @guarded
-def doctor() -> None:
-    """Show versions, devices and which backends can run here, and why others can't."""
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Also tell why a profile is not faster on this model; names as for plan.",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="auto, dense, a name, or a TOML file.", rich_help_panel=RUN)
+    ] = "auto",
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=SIZE)
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as h100. \\[default: the one in this machine]", rich_help_panel=RUN
+        ),
+    ] = None,
+) -> None:
+    """Show versions, devices and backends; with --model, why it is not faster here."""
     from dit_accel.cli.doctor import examine
+    from dit_accel.cli.plan import diagnosis
 
     out.print(examine())
+    if model is not None:
+        out.print(diagnosis(model, height, width, frames, profile, gpu))
 
 
 app.command()(guarded(compare))
+app.command()(guarded(plan))

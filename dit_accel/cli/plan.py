@@ -1,0 +1,169 @@
+"""The options of `dit-accel plan`. Nothing here imports torch: `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dit_accel.cli.console import out
+from dit_accel.errors import DitAccelError
+
+WHAT, SIZE, PATTERN, MACHINE, OUTPUT = "Model", "Size", "Pattern", "Machine", "Output"
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="wan-14b, wan-1.3b, wan-5b, hunyuan, cogvideox-5b, cogvideox-2b, ltx, flux, "
+            "mochi, demo, a folder in diffusers' format or a Hub id.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "wan-14b",
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=SIZE)
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="Name of a pattern, with parameters as in radial:decay=0.2,exact=true.",
+            rich_help_panel=PATTERN,
+        ),
+    ] = "sliding_tile",
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="t,h,w: whole numbers count tiles, decimals up to 1.0 are fractions of an axis; "
+            "with a unit: tokens=9,15,24.",
+            rich_help_panel=PATTERN,
+            show_default=False,
+        ),
+    ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            help="t,h,w in tokens. \\[default: the best one]",
+            rich_help_panel=PATTERN,
+            show_default=False,
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as h100. \\[default: the one in this machine]", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="hopper, triton or torch. \\[default: the fastest there]", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--out", help="Draw the pattern into this PNG.", rich_help_panel=OUTPUT),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            help="t,h,w in tokens of the query to draw. \\[default: the middle]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT),
+    ] = False,
+) -> None:
+    """Tell what a pattern will cost on a model, and draw it, before anything runs.
+
+    Example: [bold]dit-accel plan --model wan-14b --height 720 --width 1280 --frames 81
+    --pattern sliding_tile --window 3,3,3 --gpu h100 --out plan.png[/]
+    """
+    from dit_accel.cli import runtime
+    from dit_accel.compare.specs import parameters_of
+    from dit_accel.planner import plan as forecast
+    from dit_accel.planner.forecast import rows
+
+    runtime.quiet()
+    place = None if query is None else _triple("--query", query)
+    name = pattern.partition(":")[0].strip()
+    parameters: dict[str, Any] = parameters_of(pattern) if ":" in pattern else {}
+    if window is not None:
+        parameters["window"] = _window(window)
+    if tile is not None:
+        parameters["tile"] = "auto" if tile == "auto" else list(_triple("--tile", tile))
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise DitAccelError(f"--out: expected a file that ends in .png, got {picture}.")
+    cast = forecast(model, height, width, frames, name, gpu=gpu, backend=backend, **parameters)
+    drawn = None if picture is None else cast.draw(picture, place)
+    if as_json:
+        out.print_json(json.dumps(cast.to_dict(), default=str))
+        return
+    out.print(_table("dit-accel plan", rows(cast)))
+    if drawn is not None:
+        out.print(f"drawn: {drawn}", highlight=False)
+
+
+def diagnosis(
+    model: str,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    profile: str,
+    gpu: str | None,
+) -> Any:
+    """The table of `dit-accel doctor --model`."""
+    from dit_accel.cli import runtime
+    from dit_accel.planner import diagnose
+
+    runtime.quiet()
+    found = diagnose(model, height, width, frames, profile, gpu=gpu)
+    return _table("why is it not faster here?", found.rows())
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _window(text: str) -> dict[str, list[float]]:
+    """A window from `3,3,3` (tiles), `0.5,0.5,0.5` (fractions) or `tokens=9,15,24`."""
+    unit, equals, rest = text.partition("=")
+    numbers = _numbers("--window", rest if equals else text)
+    if equals:
+        return {unit.strip(): numbers}
+    whole = all(isinstance(number, int) for number in numbers)
+    return {"tiles" if whole else "fraction": numbers}
+
+
+def _triple(option: str, text: str) -> tuple[int, int, int]:
+    numbers = _numbers(option, text)
+    if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
+        raise DitAccelError(f"{option}: expected three whole numbers t,h,w, got {text!r}.")
+    t, h, w = (int(number) for number in numbers)
+    return t, h, w
+
+
+def _numbers(option: str, text: str) -> list[Any]:
+    try:
+        return [
+            float(part) if "." in part or "e" in part.lower() else int(part)
+            for part in text.strip("[] ").split(",")
+        ]
+    except ValueError:
+        raise DitAccelError(f"{option}: expected numbers t,h,w, got {text!r}.") from None

@@ -1,0 +1,210 @@
+"""What a call costs on a GPU, from a small table of measured constants.
+
+A sparse call is a list of items, one for each query block of each head: an item takes `row` plus,
+for each key block that it visits, `whole`, `short` or `partial` (no mask, a length mask, the token
+rule). Items are dealt to the GPU's `programs`, longest first; the call takes `launch` plus what the
+busiest program has. A dense call visits every pair of blocks.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.tile_choice import BLOCK_EFFICIENCY
+
+TABLES = Path(__file__).parent / "tables"
+COLUMNS = ("backend", "head_dim", "constant", "value", "unit", "source")
+STAND_INS = {"h100": "h200"}
+"""GPUs whose numbers another one's table gives: the same kernels on as many multiprocessors."""
+DENSE = "dense"
+MACHINE = "machine"
+FULL_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Nanoseconds of one program for a backend and head_dim; launch is of the whole call.
+
+    rules: `partial` for single token rules, where measured.
+    """
+
+    launch: float
+    row: float
+    whole: float
+    short: float
+    partial: float
+    rules: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Measured constants of a GPU; see samples/measure_planner.py.
+
+    gpu: whose they are. stands_for: the GPU that was asked for, where that is another one.
+    """
+
+    gpu: str
+    constants: Mapping[tuple[str, int], Constants]
+    programs: int
+    linear_tflops: float
+    copy_gbs: float
+    stands_for: str = ""
+
+    @property
+    def backends(self) -> list[str]:
+        """Sparse backends that were measured."""
+        return list(dict.fromkeys(name for name, _ in self.constants if name != DENSE))
+
+    def of(self, backend: str, head_dim: int) -> Constants:
+        """Constants for a head_dim: the next larger one measured, or the largest scaled up."""
+        known = sorted(dim for name, dim in self.constants if name == backend)
+        if not known:
+            raise unknown(f"backend in the table of {self.gpu}", backend, self.backends)
+        dim = next((d for d in known if d >= head_dim), known[-1])
+        found = self.constants[backend, dim]
+        by = max(1.0, head_dim / dim)
+        if by == 1.0:
+            return found
+        return Constants(
+            found.launch,
+            by * found.row,
+            by * found.whole,
+            by * found.short,
+            by * found.partial,
+            {rule: by * value for rule, value in found.rules.items()},
+        )
+
+    def dense_ms(self, batch: int, heads: int, length: int, head_dim: int) -> float:
+        """Predicted milliseconds of a dense call."""
+        known = self.of(DENSE, head_dim)
+        blocks = length / FULL_BLOCK
+        spent = batch * heads * blocks * (known.row + known.whole * blocks)
+        return (known.launch + spent / self.programs) / 1e6
+
+    def sparse_ms(
+        self, plan: BlockPlan, backend: str, batch: int, heads: int, head_dim: int
+    ) -> float:
+        """Predicted milliseconds of a call that runs a plan."""
+        known = self.of(backend, head_dim)
+        return (known.launch + busiest(items(plan, known, batch, heads), self.programs)) / 1e6
+
+    def linear_ms(self, weights: float, tokens: int) -> float:
+        """Predicted milliseconds of linear layers with so many weights over so many tokens."""
+        return 2 * weights * tokens / self.linear_tflops / 1e9
+
+    def passes_ms(self, passes: float, elements: float) -> float:
+        """Predicted milliseconds of reading or writing 2-byte elements so many times."""
+        return passes * elements * 2 / self.copy_gbs / 1e6
+
+
+def items(plan: BlockPlan, known: Constants, batch: int, heads: int) -> np.ndarray:
+    """Nanoseconds of every item of a call."""
+    whole, short, partial = list_visits(plan)
+    rule = plan.token_mask.name if plan.token_mask is not None else ""
+    masked = known.rules.get(rule, known.partial)
+    area = plan.block_q * plan.block_k / FULL_BLOCK**2
+    area /= min(BLOCK_EFFICIENCY.get(size, 1.0) for size in (plan.block_q, plan.block_k))
+    work = known.row + area * (known.whole * whole + known.short * short + masked * partial)
+    samples, groups, _ = work.shape
+    return np.tile(work.ravel(), (batch // samples) * (heads // groups))
+
+
+def list_visits(plan: BlockPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(whole, short, partial) visits of every list, float [Bp, Hp, NQ] each."""
+    full = plan.full_count
+    none = torch.zeros_like(full)
+    bare = none if plan.unmasked_count is None else plan.unmasked_count
+    partial = none if plan.partial_count is None else plan.partial_count
+    whole, rest, masked = (x.cpu().numpy().astype(float) for x in (bare, full - bare, partial))
+    return whole, rest, masked
+
+
+def busiest(work: np.ndarray, programs: int) -> float:
+    """What the busiest program has when items are dealt longest first, to and fro."""
+    longest_first = np.sort(work)[::-1]
+    padded = np.pad(longest_first, (0, -len(work) % (2 * programs)))
+    turns = padded.reshape(-1, 2, programs)
+    return float((turns[:, 0] + turns[:, 1, ::-1]).sum(0).max())
+
+
+def gpu_key(name: str) -> str:
+    """Short name of a GPU, such as h200 for "NVIDIA H200"."""
+    text = name.lower()
+    found = re.search(r"\b(gb|[abhl])\d{2,3}s?\b|rtx[ -]?(pro )?[a\d]\d{3,4}( ?(ti|super))?", text)
+    return re.sub(r"[^a-z0-9]+", "", found.group(0) if found else text.removeprefix("nvidia "))
+
+
+def shipped_gpus(folder: Path = TABLES) -> list[str]:
+    """GPUs that there is a table for."""
+    return sorted(path.stem for path in folder.glob("*.csv"))
+
+
+def cost_table(gpu: str | None, folder: Path = TABLES) -> CostTable | None:
+    """The table of a GPU by its name, None where none is shipped.
+
+    gpu: None is this machine's.
+    """
+    name = gpu
+    if name is None:
+        if not torch.cuda.is_available():
+            return None
+        name = torch.cuda.get_device_name()
+    key = gpu_key(name)
+    for stem in (key, STAND_INS.get(key, key)):
+        path = folder / f"{stem}.csv"
+        if path.is_file():
+            return _read(path, "" if stem == key else key)
+    return None
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stands_for: str) -> CostTable:
+    with path.open(encoding="utf-8", newline="") as file:
+        return parse_table(path.stem, list(csv.DictReader(file)), stands_for)
+
+
+def parse_table(gpu: str, rows: Iterable[Mapping[str, str]], stands_for: str = "") -> CostTable:
+    """A table from its rows (see COLUMNS); DitAccelError where a constant is missing."""
+    values: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        place = row["backend"], int(row["head_dim"])
+        values.setdefault(place, {})[row["constant"]] = float(row["value"])
+    machine = values.pop((MACHINE, 0), {})
+    try:
+        constants = {place: _constants(known) for place, known in values.items()}
+        return CostTable(
+            gpu,
+            constants,
+            int(machine["programs"]),
+            machine["linear_tflops"],
+            machine["copy_gbs"],
+            stands_for,
+        )
+    except KeyError as error:
+        raise DitAccelError(f"table of {gpu}: no value for {error}.") from error
+
+
+def _constants(known: Mapping[str, float]) -> Constants:
+    rules = {
+        name.removeprefix("partial_"): value
+        for name, value in known.items()
+        if name.startswith("partial_")
+    }
+    return Constants(
+        known["launch"],
+        known["row"],
+        known["whole"],
+        known.get("short", known["whole"]),
+        known.get("partial", known.get("short", known["whole"])),
+        rules,
+    )

@@ -1,0 +1,339 @@
+"""What a pattern will do to a model at a size, told before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.patterns import Pattern, pattern, plan_for
+from dit_accel.kernels.plan import BlockPlan, block_tokens
+from dit_accel.kernels.tile_choice import LayoutKind
+from dit_accel.kernels.tiling import Tiling
+from dit_accel.layout import TokenLayout
+from dit_accel.planner.costs import CostTable, cost_table, shipped_gpus
+from dit_accel.planner.models import Subject, subject
+
+KINDS: dict[str, LayoutKind] = {"hopper": "boxes", "triton": "gather", "torch": "lengths"}
+"""How each backend reads blocks."""
+SAMPLED, QUERIES = 96, 3
+"""Query blocks, and queries of each, whose masked pairs are counted."""
+PASSES = 30
+"""Times that a layer's channels are read or written outside attention and matrix products."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan's shape and its predicted times; `str()` gives a table, `draw()` a picture.
+
+    Densities are over all token pairs: launched counts the blocks that the kernel computes, kept
+    the pairs that enter the softmax. waste: slots of the blocks over tokens. bound: speed-up of the
+    call if time were launched pairs. Times are milliseconds of one call and of one denoising step,
+    None without a table for the GPU. breakeven: launched density above which dense is faster.
+    best_tile, best_launched: of the tile that would be chosen, where another one was given.
+    """
+
+    model: str
+    size: str
+    layout: TokenLayout
+    heads: int
+    head_dim: int
+    layers: int
+    pattern: str
+    parameters: str
+    backend: str
+    gpu: str
+    measured_on: str
+    tile: tuple[int, int, int]
+    blocks: int
+    block: int
+    cut: str
+    waste: float
+    launched: float
+    kept: float
+    best_tile: tuple[int, int, int] | None
+    best_launched: float | None
+    dense_ms: float | None
+    sparse_ms: float | None
+    dense_step_ms: float | None
+    sparse_step_ms: float | None
+    breakeven: float | None
+    plan: BlockPlan = field(repr=False, compare=False)
+
+    @property
+    def bound(self) -> float:
+        """Speed-up of the call if time were launched pairs."""
+        return 1 / self.launched
+
+    @property
+    def speedup(self) -> float | None:
+        """Predicted speed-up of the call."""
+        return self.dense_ms / self.sparse_ms if self.dense_ms and self.sparse_ms else None
+
+    @property
+    def step_speedup(self) -> float | None:
+        """Predicted speed-up of a step."""
+        if not self.dense_step_ms or not self.sparse_step_ms:
+            return None
+        return self.dense_step_ms / self.sparse_step_ms
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the pattern pays, and why not."""
+        return _verdict(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the plan."""
+        data = {name: value for name, value in vars(self).items() if name not in ("plan", "layout")}
+        extra = ("bound", "speedup", "step_speedup", "verdict")
+        layout = {"grid": self.layout.grid, "text": self.layout.before + self.layout.after}
+        return {**data, **layout, **{name: getattr(self, name) for name in extra}}
+
+    def draw(
+        self, path: str | Path, query: tuple[int, int, int] | None = None, head: int = 0
+    ) -> Path:
+        """Write a PNG: the keys that a query sees, frame by frame, and the block mask.
+
+        query: (t, h, w) in tokens, the middle of the video unless given.
+        """
+        from dit_accel.planner.draw import draw_plan
+
+        return draw_plan(self, Path(path), query, head)
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in rows(self))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows(self))
+
+
+def plan(
+    model: str | Subject,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    pattern: str | Pattern = "sliding_tile",
+    *,
+    gpu: str | None = None,
+    backend: str | None = None,
+    **parameters: Any,
+) -> Forecast:
+    """What a pattern would do to a model's self-attention at a size.
+
+    Args:
+        model: "wan-14b" and the like (see `planner.models.KNOWN`), a folder in diffusers' format, a
+            Hub id, or "demo".
+        height, width, frames: in pixels; the model's usual ones unless given.
+        pattern: a pattern, or the name of one with its `parameters`.
+        gpu: such as "h100"; this machine's unless given. Times need a table for it.
+        backend: whose kernels run it; the fastest that was measured unless given.
+
+    Raises:
+        DitAccelError: an unknown name or a wrong value, with the nearest.
+    """
+    what = model if isinstance(model, Subject) else subject(model, height, width, frames)
+    rule = _pattern(pattern, parameters)
+    table = cost_table(gpu)
+    if backend is not None and backend not in KINDS:
+        raise unknown("backend", backend, KINDS)
+    if backend is not None:
+        names = [backend]
+    else:
+        names = [name for name in KINDS if table is None or name in table.backends]
+        names = names if table is not None else ["triton"]
+    made = {name: plan_for(what.layout, rule, "cpu", what.heads, KINDS[name]) for name in names}
+    priced = {name: _price(table, made[name], name, what) for name in names}
+    best = min(names, key=lambda name: priced[name] or 0.0)
+    return _forecast(what, rule, table, gpu, best, made[best], priced[best])
+
+
+def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:
+    if isinstance(given, str):
+        return pattern(given, **parameters)
+    if parameters:
+        raise DitAccelError("pattern: give its parameters with its name, or in the pattern itself.")
+    return given
+
+
+def _price(table: CostTable | None, made: BlockPlan, backend: str, what: Subject) -> float | None:
+    if table is None or backend not in table.backends:
+        return None
+    return table.sparse_ms(made, backend, 1, what.heads, what.head_dim)
+
+
+def _forecast(
+    what: Subject,
+    rule: Pattern,
+    table: CostTable | None,
+    gpu: str | None,
+    backend: str,
+    made: BlockPlan,
+    sparse: float | None,
+) -> Forecast:
+    tiling = rule.tiling(what.layout, KINDS[backend])
+    dense = dense_step = sparse_step = breakeven = None
+    launched = made.launched_density(backend)
+    if table is not None:
+        dense = table.dense_ms(1, what.heads, what.layout.length, what.head_dim)
+        calls = what.layers * what.forwards
+        dense_step = other_ms(table, what) + calls * dense
+        if sparse is not None:
+            sparse_step = dense_step + calls * (sparse - dense)
+            fixed = table.of(backend, what.head_dim).launch / 1e6
+            breakeven = launched * max(0.0, dense - fixed) / max(1e-9, sparse - fixed)
+    best_tile, best_launched = _best_tile(what, rule, backend)
+    return Forecast(
+        model=what.name,
+        size=what.size,
+        layout=what.layout,
+        heads=what.heads,
+        head_dim=what.head_dim,
+        layers=what.layers,
+        pattern=rule.name,
+        parameters=describe(rule),
+        backend=backend,
+        gpu=(table.stands_for or table.gpu) if table else (gpu or ""),
+        measured_on=table.gpu if table else "",
+        tile=tiling.box or tiling.tile,
+        blocks=tiling.blocks,
+        block=tiling.block,
+        cut=_cut(tiling),
+        waste=tiling.waste if KINDS[backend] != "lengths" else 1.0,
+        launched=launched,
+        kept=kept_share(made),
+        best_tile=best_tile,
+        best_launched=best_launched,
+        dense_ms=dense,
+        sparse_ms=sparse,
+        dense_step_ms=dense_step,
+        sparse_step_ms=sparse_step,
+        breakeven=breakeven,
+        plan=made,
+    )
+
+
+def kept_share(made: BlockPlan) -> float:
+    """Kept density; pairs under a token mask are counted for some queries of some blocks."""
+    count, index, mask = made.partial_count, made.partial_index, made.token_mask
+    if count is None or index is None or mask is None:
+        return made.kept_density()
+    bare = replace(made, partial_count=None, partial_index=None, token_mask=None)
+    q_tokens, q_real = block_tokens(made.q_blocks, 0, made.block_q)
+    k_tokens, k_real = block_tokens(made.k_blocks, 0, made.block_k)
+    heads, blocks = count.shape[1:]
+    some = torch.linspace(0, heads * blocks - 1, SAMPLED).round().long().unique().tolist()
+    pairs = 0.0
+    for item in some:
+        head, block = divmod(item, blocks)
+        visited = index[0, head, block][: int(count[0, head, block])].long()
+        keys = k_tokens[visited][k_real[visited]]
+        queries = q_tokens[block][q_real[block]]
+        asked = queries[torch.linspace(0, len(queries) - 1, QUERIES).round().long()]
+        pairs += float(mask.allowed(asked, keys).float().sum()) / len(asked) * len(queries)
+    return bare.kept_density() + pairs / len(some) * blocks / (made.q_length * made.k_length)
+
+
+def other_ms(table: CostTable, what: Subject) -> float:
+    """Estimated milliseconds of a step outside self-attention."""
+    tokens = what.layout.length
+    passes = table.passes_ms(PASSES * what.layers, tokens * what.width)
+    return what.forwards * (table.linear_ms(what.token_weights, tokens) + passes)
+
+
+def _best_tile(
+    what: Subject, rule: Pattern, backend: str
+) -> tuple[tuple[int, int, int] | None, float | None]:
+    """The tile that would be chosen, where the user gave another one."""
+    if getattr(rule, "tile", "auto") == "auto":
+        return None, None
+    import dataclasses
+
+    free = dataclasses.replace(rule, tile="auto")  # type: ignore[call-arg]
+    kind = KINDS[backend]
+    tiling = free.tiling(what.layout, kind)
+    made = plan_for(what.layout, free, "cpu", what.heads, kind)
+    return tiling.box or tiling.tile, made.launched_density(backend)
+
+
+def _cut(tiling: Tiling) -> str:
+    if tiling.straddles and tiling.raster:
+        return "runs of consecutive tokens"
+    if tiling.straddles:
+        return f"runs across tiles of {_x(tiling.tile)}"
+    return f"boxes of {_x(tiling.box)}" if tiling.box else f"tiles of {_x(tiling.tile)}"
+
+
+def describe(rule: Pattern) -> str:
+    """A pattern's parameters, in the form of a profile."""
+    import dataclasses
+
+    values = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)}
+    return ", ".join(f"{name} = {_value(v)}" for name, v in values.items() if v is not None)
+
+
+def _value(value: Any) -> str:
+    if hasattr(value, "as_dict"):
+        ((unit, numbers),) = value.as_dict().items()
+        shown = ", ".join(f"{number:g}" for number in numbers)
+        return f"{{{unit} = [{shown}]}}"
+    if isinstance(value, Pattern):
+        return f"{{compute = {value.name!r}, {describe(value)}}}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def rows(cast: Forecast) -> list[tuple[str, str]]:
+    """Names and values for a table."""
+    t, h, w = cast.layout.grid
+    text = cast.layout.before + cast.layout.after
+    tokens = f"{cast.layout.length:,} tokens: {t} x {h} x {w}" + (f" + {text} text" * bool(text))
+    found = [
+        ("model", f"{cast.model}, {cast.size}"),
+        ("call", f"{tokens}, {cast.heads} heads of {cast.head_dim}, {cast.layers} layers"),
+        ("pattern", f"{cast.pattern}: {cast.parameters}"),
+        ("blocks", f"{cast.blocks:,} of {cast.block} slots: {cast.cut}"),
+        ("waste", f"{cast.waste - 1:.1%} more slots than tokens"),
+        ("density", f"launched {cast.launched:.1%}, kept {cast.kept:.1%} of all pairs"),
+        ("bound", f"{cast.bound:.2f}x for the call, by launched pairs"),
+    ]
+    if cast.best_tile is not None and cast.best_launched is not None:
+        found.append(("best tile", f"{_x(cast.best_tile)}: launched {cast.best_launched:.1%}"))
+    where = cast.gpu or "no GPU named"
+    if cast.measured_on and cast.measured_on != cast.gpu:
+        where += f" (numbers of the {cast.measured_on})"
+    if cast.dense_ms is None:
+        known = ", ".join(shipped_gpus()) or "none yet"
+        return [*found, ("times", f"{where}: no table to predict from (there are: {known})")]
+    found.append(("predicted for", f"{where}, backend {cast.backend}"))
+    found.append(("call", _times(cast.dense_ms, cast.sparse_ms)))
+    found.append(("step", _times(cast.dense_step_ms, cast.sparse_step_ms)))
+    if cast.breakeven is not None:
+        found.append(
+            ("break-even", f"dense is faster above {min(1.0, cast.breakeven):.0%} launched")
+        )
+    return [*found, ("verdict", cast.verdict)]
+
+
+def _x(tile: tuple[int, int, int]) -> str:
+    return "x".join(map(str, tile))
+
+
+def _times(dense: float | None, sparse: float | None) -> str:
+    if dense is None or sparse is None:
+        return "not known"
+    return f"{dense:,.2f} ms dense, {sparse:,.2f} ms sparse: {dense / sparse:.2f}x"
+
+
+def _verdict(cast: Forecast) -> str:
+    if cast.speedup is None or cast.breakeven is None:
+        return f"at best {cast.bound:.2f}x for the call; no table to say more."
+    if cast.speedup <= 1:
+        return (
+            f"cannot pay here: it launches {cast.launched:.0%} of the pairs, and dense is faster "
+            f"above {min(1.0, max(0.0, cast.breakeven)):.0%} at {cast.layout.length:,} tokens."
+        )
+    step = f", {cast.step_speedup:.2f}x a step" if cast.step_speedup else ""
+    return f"pays: {cast.speedup:.2f}x for the call{step}."

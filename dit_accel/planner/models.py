@@ -1,0 +1,215 @@
+"""Which attention call is planned: known models by name, and any pipeline's own configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dit_accel.errors import DitAccelError, nearest, unknown
+from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.registry import ADAPTERS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model at a size: what a planner needs to know of it.
+
+    layout: the tokens of a self-attention call. layers: self-attention calls of a forward. family:
+    of its profiles, "" where there are none.
+    forwards: of the transformer in a step (2 with guidance). token_weights: weights of the linear
+    layers that every video token passes in a forward.
+    """
+
+    name: str
+    layout: TokenLayout
+    heads: int
+    head_dim: int
+    layers: int
+    forwards: int
+    token_weights: float
+    size: str
+    family: str = ""
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def attention_flops(self) -> float:
+        """Of one dense self-attention call."""
+        return 4.0 * self.width * self.layout.length**2
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model by name.
+
+    mlp: channels inside the feed-forward part. cross: whether blocks also attend to the text.
+    text: tokens before and after the video. scales: (frames, pixels) that a token spans. size:
+    (height, width, frames) where none is asked for.
+    """
+
+    title: str
+    heads: int
+    head_dim: int
+    layers: int
+    mlp: int
+    cross: bool
+    text: tuple[int, int]
+    scales: tuple[int, int]
+    size: tuple[int, int, int]
+    family: str
+    forwards: int = 2
+
+    @property
+    def token_weights(self) -> float:
+        """Query, key, value and output; query and output of cross-attention; feed-forward."""
+        width = self.heads * self.head_dim
+        return self.layers * ((6 if self.cross else 4) * width**2 + 2 * width * self.mlp)
+
+
+KNOWN: dict[str, Known] = {
+    "wan-1.3b": Known(
+        "Wan 2.1 1.3B", 12, 128, 30, 8960, True, (0, 0), (4, 16), (480, 832, 81), "wan"
+    ),
+    "wan-14b": Known("Wan 2.1 14B, Wan 2.2 A14B", 40, 128, 40, 13824, True, (0, 0), (4, 16),
+                     (720, 1280, 81), "wan"),
+    "wan-5b": Known("Wan 2.2 TI2V 5B", 24, 128, 30, 14336, True, (0, 0), (4, 32),
+                    (704, 1280, 121), "wan"),
+    "hunyuan": Known("HunyuanVideo", 24, 128, 60, 12288, False, (0, 256), (4, 16),
+                     (720, 1280, 129), "hunyuan_video", forwards=1),
+    "cogvideox-2b": Known("CogVideoX 2B", 30, 64, 30, 7680, False, (226, 0), (4, 16),
+                          (480, 720, 49), "cogvideox"),
+    "cogvideox-5b": Known("CogVideoX 5B", 48, 64, 42, 12288, False, (226, 0), (4, 16),
+                          (480, 720, 49), "cogvideox"),
+    "ltx": Known("LTX-Video 2B", 32, 64, 28, 8192, True, (0, 0), (8, 32), (512, 704, 161),
+                  "ltx_video"),
+    "flux": Known("Flux.1", 24, 128, 57, 12288, False, (512, 0), (1, 16), (1024, 1024, 1),
+                  "flux", forwards=1),
+    "mochi": Known("Mochi 1", 24, 128, 48, 12288, False, (0, 256), (6, 16), (480, 848, 163),
+                    "mochi"),
+}  # fmt: skip
+ALIASES = {
+    "hunyuan-video": "hunyuan",
+    "hunyuan_video": "hunyuan",
+    "ltx-video": "ltx",
+    "flux-dev": "flux",
+    "cogvideox": "cogvideox-5b",
+    "wan": "wan-14b",
+}
+
+
+def subject(
+    model: str, height: int | None = None, width: int | None = None, frames: int | None = None
+) -> Subject:
+    """The model of that name, folder or Hub id, at a size in pixels and frames.
+
+    Raises DitAccelError for an unknown model, or a size without a single token.
+    """
+    name = ALIASES.get(model, model)
+    if name in KNOWN:
+        return _known(name, KNOWN[name], height, width, frames)
+    if "/" not in model and not Path(model).exists() and model != "demo":
+        close = nearest(model, [*KNOWN, *ALIASES])
+        if close or not Path(model).suffix:
+            raise unknown("model", model, [*KNOWN, *ALIASES, "demo"])
+    return _configured(model, height, width, frames)
+
+
+def _known(
+    name: str, known: Known, height: int | None, width: int | None, frames: int | None
+) -> Subject:
+    high, wide, long = height or known.size[0], width or known.size[1], frames or known.size[2]
+    per_frame, per_pixel = known.scales
+    grid = (long - 1) // per_frame + 1, high // per_pixel, wide // per_pixel
+    return Subject(
+        name,
+        _layout(grid, known.text, f"{wide}x{high}x{long}"),
+        known.heads,
+        known.head_dim,
+        known.layers,
+        known.forwards,
+        known.token_weights,
+        f"{wide}x{high}, {long} frames" if long > 1 else f"{wide}x{high}",
+        known.family,
+    )
+
+
+def _layout(grid: tuple[int, int, int], text: tuple[int, int], size: str) -> TokenLayout:
+    if min(grid) < 1:
+        raise DitAccelError(f"height, width, frames: {size} is smaller than one token.")
+    return TokenLayout(grid, *text)
+
+
+def _configured(model: str, height: int | None, width: int | None, frames: int | None) -> Subject:
+    """From the configuration of a pipeline, its transformer made without weights."""
+    import diffusers
+
+    from dit_accel.cli.models import DEMO_DEFAULTS, find_model
+    from dit_accel.cli.sizes import fit_sizes, skeleton
+
+    found = find_model(model)
+    adapter = next(a for a in ADAPTERS if a.family == found.family)
+    pipe = skeleton(found, getattr(diffusers, found.pipeline_name()))
+    asked = {"height": height, "width": width, "num_frames": frames}
+    sizes = DEMO_DEFAULTS if found.demo else _defaults(pipe)
+    given = {key: value or sizes.get(key) for key, value in asked.items()}
+    fitted = fit_sizes(pipe, {k: v for k, v in given.items() if v}, lambda message: None)
+    high, wide, long = fitted.get("height"), fitted.get("width"), fitted.get("num_frames", 1)
+    if high is None or wide is None:
+        raise DitAccelError(f"height, width: {model} has no size of its own; give both.")
+    transformer = pipe.transformer or pipe.transformer_2
+    config = transformer.config
+    sites = [site for site in adapter.modules(transformer) if site[3] == "self"]
+    grid = adapter.grid(pipe, high, wide, long)
+    return Subject(
+        Path(found.source).name if found.demo else found.source,
+        _layout(grid, adapter.text_tokens, f"{wide}x{high}x{long}"),
+        config.num_attention_heads,
+        config.attention_head_dim,
+        len(sites),
+        1 if getattr(config, "guidance_embeds", False) else 2,
+        token_weights(transformer, {site.blocks for site in adapter.sites}),
+        f"{wide}x{high}, {long} frames" if long > 1 else f"{wide}x{high}",
+        found.family,
+    )
+
+
+def _defaults(pipe: Any) -> dict[str, int]:
+    import inspect
+
+    parameters = inspect.signature(pipe.__call__).parameters
+    names = ("height", "width", "num_frames")
+    return {n: parameters[n].default for n in names if n in parameters and parameters[n].default}
+
+
+OTHER_TOKENS = ("norm", "mod", "time", "add_", "context", "attn2.to_k", "attn2.to_v")
+"""Parts of names of linear layers that see no video token: modulation, and text's own layers."""
+
+
+def token_weights(transformer: Any, blocks: set[str]) -> float:
+    """Weights of the linear layers in these block lists that every video token passes."""
+    from torch import nn
+
+    return float(
+        sum(
+            math.prod(module.weight.shape)
+            for name in blocks
+            if hasattr(transformer, name)
+            for path, module in getattr(transformer, name).named_modules()
+            if isinstance(module, nn.Linear) and not any(part in path for part in OTHER_TOKENS)
+        )
+    )
+
+
+def at_grid(grid: tuple[int, int, int], heads: int, head_dim: int) -> Subject:
+    """A self-attention call of no model in particular."""
+    known = replace(KNOWN["wan-14b"], heads=heads, head_dim=head_dim, layers=1)
+    size = "x".join(map(str, grid))
+    layout = _layout(grid, (0, 0), size)
+    return Subject(
+        f"grid {size}", layout, heads, head_dim, 1, 1, known.token_weights, f"{size} tokens"
+    )

@@ -1,0 +1,209 @@
+"""Cost tables: how they are read, what they predict, how they are fitted."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.patterns import Pattern, pattern, plan_for
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.layout import TokenLayout
+from dit_accel.planner.costs import (
+    COLUMNS,
+    TABLES,
+    Constants,
+    busiest,
+    cost_table,
+    gpu_key,
+    items,
+    parse_table,
+    shipped_gpus,
+)
+from dit_accel.planner.fit import Sample, fit
+
+TRUE = Constants(5000.0, 900.0, 400.0, 430.0, 700.0, {"disc": 700.0, "neighborhood": 800.0})
+
+
+def table_rows(**changes: float) -> list[dict[str, str]]:
+    values = {
+        ("machine", 0, "programs"): 132, ("machine", 0, "linear_tflops"): 600,
+        ("machine", 0, "copy_gbs"): 4000,
+        ("dense", 128, "launch"): 8000, ("dense", 128, "row"): 500, ("dense", 128, "whole"): 380,
+        ("triton", 128, "launch"): 20000, ("triton", 128, "row"): 1500,
+        ("triton", 128, "whole"): 600, ("triton", 128, "short"): 640,
+        ("triton", 128, "partial"): 1200, ("triton", 128, "partial_disc"): 900,
+        ("hopper", 128, "launch"): 10000, ("hopper", 128, "row"): 900,
+        ("hopper", 128, "whole"): 400, ("hopper", 128, "short"): 430,
+    }  # fmt: skip
+    return [
+        dict(zip(COLUMNS, (b, str(d), name, str(changes.get(name, v)), "", ""), strict=True))
+        for (b, d, name), v in values.items()
+    ]
+
+
+def longest_first(work: np.ndarray, programs: int) -> float:
+    """The busiest of `programs` when each item goes to the idlest, longest items first."""
+    loads = [0.0] * programs
+    for item in sorted(work.tolist(), reverse=True):
+        heapq.heapreplace(loads, loads[0] + item)
+    return max(loads)
+
+
+@pytest.mark.parametrize("count", [1, 131, 132, 133, 1000, 5000])
+def test_the_busiest_program_is_about_that_of_a_greedy_deal(count: int) -> None:
+    work = np.random.default_rng(count).uniform(1, 6, count)
+    assert busiest(work, 132) == pytest.approx(longest_first(work, 132), rel=0.12)
+    assert busiest(work, 132) >= max(work.sum() / 132, work.max()) * 0.999
+
+
+def predicted(plan: BlockPlan, known: Constants, heads: int) -> float:
+    """Nanoseconds, item by item."""
+    rule = "" if plan.token_mask is None else plan.token_mask.name
+    work = []
+    for block in range(plan.q_blocks.count):
+        full = int(plan.full_count[0, 0, block])
+        assert plan.unmasked_count is not None
+        bare = int(plan.unmasked_count[0, 0, block])
+        partial = 0 if plan.partial_count is None else int(plan.partial_count[0, 0, block])
+        masked = known.rules.get(rule, known.partial)
+        work.append(known.row + bare * known.whole + (full - bare) * known.short + partial * masked)
+    return known.launch + busiest(np.array(work * heads), 132)
+
+
+RULES = [
+    pattern("full"),
+    pattern("sliding_tile", window={"fraction": [0.6, 0.5, 0.5]}),
+    pattern("neighborhood", window={"fraction": [0.5, 0.5, 0.5]}, exact=True),
+    pattern("disc", radius={"tokens": 6}, exact=True),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_predictions_are_sums_over_items(rule: Pattern) -> None:
+    table = parse_table("x", table_rows())
+    plan = plan_for(TokenLayout((9, 30, 44), after=60), rule, "cpu", layout_kind="boxes")
+    if plan.block_q == 128:
+        expected = predicted(plan, table.of("triton", 128), 12) / 1e6
+        assert table.sparse_ms(plan, "triton", 1, 12, 128) == pytest.approx(expected)
+    assert len(items(plan, table.of("triton", 128), 2, 12)) == 24 * plan.q_blocks.count
+    length = 128 * 100
+    dense = (8000 + 12 * 100 * (500 + 380 * 100) / 132) / 1e6
+    assert table.dense_ms(1, 12, length, 128) == pytest.approx(dense)
+
+
+def test_small_blocks_cost_their_share() -> None:
+    known = parse_table("x", table_rows(launch=0, row=0)).of("triton", 128)
+    layout = TokenLayout((1, 64, 64))
+    rule = pattern("sliding_tile", window={"fraction": [1.0, 0.35, 0.35]})
+    plan = plan_for(layout, rule, "cpu", layout_kind="gather")
+    assert plan.block_q == 64
+    visits = int(plan.full_count.sum())
+    price = 600 / 4 / 0.75
+    assert items(plan, known, 1, 1).sum() == pytest.approx(visits * price, rel=0.08)
+
+
+def test_head_dims_between_and_beyond() -> None:
+    table = parse_table("x", table_rows())
+    assert table.of("hopper", 64) == table.of("hopper", 128)
+    assert table.of("hopper", 256).whole == 2 * table.of("hopper", 128).whole
+    assert table.of("hopper", 256).launch == table.of("hopper", 128).launch
+    assert table.of("hopper", 128).partial == table.of("hopper", 128).short == 430
+    with pytest.raises(DitAccelError, match="unknown backend in the table of x 'tritn'"):
+        table.of("tritn", 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("h100", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GB200", "gb200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("AMD Instinct MI300X", "amdinstinctmi300x"),
+    ],
+)
+def test_gpus_by_name(name: str, key: str) -> None:
+    assert gpu_key(name) == key
+
+
+def test_tables_are_found_and_stand_in(tmp_path: Path) -> None:
+    with (tmp_path / "h200.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table_rows())
+    own = cost_table("NVIDIA H200", tmp_path)
+    assert own is not None and own.gpu == "h200" and own.stands_for == "" and own.programs == 132
+    other = cost_table("h100", tmp_path)
+    assert other is not None and (other.gpu, other.stands_for) == ("h200", "h100")
+    assert own.backends == ["triton", "hopper"]
+    assert cost_table("a100", tmp_path) is None
+    assert shipped_gpus(tmp_path) == ["h200"]
+    with pytest.raises(DitAccelError, match="table of y: no value for 'whole'"):
+        parse_table("y", [row for row in table_rows() if row["constant"] != "whole"])
+
+
+def test_fits_find_the_constants() -> None:
+    """From times that follow the model, with a little noise."""
+    noise = np.random.default_rng(0)
+    samples = []
+    for heads in (4, 16):
+        for length in (2048, 4096, 8192):
+            layout = TokenLayout((1, 1, length))
+            plan = plan_for(layout, pattern("full"), "cpu")
+            ms = predicted(plan, TRUE, heads) / 1e6
+            samples.append(Sample(ms, 1, heads, length, plan))
+        for grid in ((5, 30, 44), (9, 24, 40)):
+            for rule in RULES[1:]:
+                plan = plan_for(TokenLayout(grid), rule, "cpu", layout_kind="boxes")
+                if plan.block_q == 128:
+                    ms = predicted(plan, TRUE, heads) / 1e6 * noise.normal(1, 0.01)
+                    samples.append(Sample(ms, 1, heads, plan.q_length, plan))
+    found = fit(samples, 132)
+    for name in ("whole", "short"):
+        assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=0.1)
+    assert found.rules["neighborhood"] == pytest.approx(800, rel=0.1)
+    assert found.partial == max(found.rules.values())
+    for sample in samples:
+        assert sample.plan is not None
+        again = predicted(sample.plan, found, sample.heads) / 1e6
+        assert again == pytest.approx(sample.ms, rel=0.05)
+
+
+def test_dense_fits() -> None:
+    samples = [
+        Sample((9000 + h * n / 128 * (700 + 350 * n / 128) / 132) / 1e6, 1, h, n)
+        for n in (2048, 8192, 32768)
+        for h in (4, 16)
+    ]
+    found = fit(samples, 132)
+    assert found.launch == pytest.approx(9000, rel=0.01)
+    assert (found.row, found.whole) == (pytest.approx(700, rel=0.01), pytest.approx(350, rel=0.01))
+
+
+@pytest.mark.parametrize("gpu", shipped_gpus() or [pytest.param("", marks=pytest.mark.skip)])
+def test_shipped_tables_make_sense(gpu: str) -> None:
+    table = cost_table(gpu, TABLES)
+    assert table is not None and table.backends
+    assert table.programs > 1 and table.linear_tflops > 1 and table.copy_gbs > 100
+    for (_, dim), known in table.constants.items():
+        assert dim in (64, 128) and known.launch >= 0 and known.whole > 0
+        assert known.whole <= 1.1 * known.short and known.whole <= known.partial
+
+
+RESULTS = sorted((Path(__file__).parents[2] / "samples" / "results").glob("planner_*.csv"))
+
+
+@pytest.mark.parametrize("path", RESULTS or [pytest.param(None, marks=pytest.mark.skip)])
+def test_predictions_were_right(path: Path) -> None:
+    """The committed comparison: at least 20 pairs, each predicted within 15 %."""
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    assert len({(row["model"], row["pattern"], row["parameters"]) for row in rows}) >= 20
+    assert all(abs(float(row["error"])) <= 0.15 for row in rows)

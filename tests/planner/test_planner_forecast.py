@@ -1,0 +1,250 @@
+"""Forecasts: which call, what plan, which times, and the pictures of it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dit_accel
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.patterns import pattern, plan_for
+from dit_accel.kernels.patterns.composite import PerHead
+from dit_accel.kernels.reference import dense_mask
+from dit_accel.layout import TokenLayout
+from dit_accel.planner import costs, forecast
+from dit_accel.planner.diagnosis import diagnose
+from dit_accel.planner.draw import KEPT, MASKED, QUERY, TEXT, block_mask, query_sees
+from dit_accel.planner.models import KNOWN, at_grid, subject, token_weights
+
+CONSTANTS = {
+    ("machine", 0): {"programs": 132, "linear_tflops": 600, "copy_gbs": 4000},
+    ("dense", 128): {"launch": 8e3, "row": 500, "whole": 380},
+    ("dense", 64): {"launch": 8e3, "row": 500, "whole": 250},
+    ("triton", 128): {"launch": 5e4, "row": 1500, "whole": 600, "short": 640, "partial": 1200},
+    ("triton", 64): {"launch": 5e4, "row": 1500, "whole": 400, "short": 420, "partial": 800},
+    ("hopper", 128): {"launch": 2e4, "row": 900, "whole": 400, "short": 440, "partial": 900},
+}
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of cost tables with one for the h200."""
+    with (tmp_path / "h200.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(costs.COLUMNS)
+        for (backend, dim), values in CONSTANTS.items():
+            for name, value in values.items():
+                writer.writerow([backend, dim, name, value, "", ""])
+
+    def own(gpu: str | None, folder: Path = tmp_path) -> costs.CostTable | None:
+        return costs.cost_table(gpu or "h200", tmp_path)
+
+    monkeypatch.setattr(forecast, "cost_table", own)
+    monkeypatch.setattr("dit_accel.planner.diagnosis.cost_table", own)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "text"),
+    [
+        ("wan-14b", (21, 45, 80), 0),
+        ("wan-1.3b", (21, 30, 52), 0),
+        ("hunyuan", (33, 45, 80), 256),
+        ("cogvideox-5b", (13, 30, 45), 226),
+        ("mochi", (28, 30, 53), 256),
+        ("flux", (1, 64, 64), 512),
+        ("ltx", (21, 16, 22), 0),
+    ],
+)
+def test_known_models(name: str, grid: tuple[int, int, int], text: int) -> None:
+    found = subject(name)
+    assert found.layout.grid == grid and found.layout.before + found.layout.after == text
+    assert subject("ltx-video", 480, 704, 121).layout.grid == (16, 15, 22)
+    assert subject("wan", 480, 832, 81).layout.grid == (21, 30, 52)
+
+
+@pytest.mark.parametrize("name", ["wan-1.3b", "wan-14b", "hunyuan", "cogvideox-5b", "ltx", "flux"])
+def test_known_models_are_those_of_diffusers(name: str) -> None:
+    """Heads, attention sites and weights against the transformer itself, without its weights."""
+    import diffusers
+
+    from dit_accel.bench.step_models import STEP_MODELS
+    from dit_accel.pipelines.registry import adapter_for
+
+    model, known = STEP_MODELS[name], KNOWN[name]
+    with torch.device("meta"):
+        made = getattr(diffusers, model.transformer)(**{**model.config, **model.layers})
+    adapter = adapter_for(made)
+    assert adapter is not None and adapter.family == known.family
+    assert (made.config.num_attention_heads, made.config.attention_head_dim) == (
+        known.heads,
+        known.head_dim,
+    )
+    sites = [site for site in adapter.modules(made) if site[3] == "self"]
+    assert len(sites) == known.layers
+    weights = token_weights(made, {site.blocks for site in adapter.sites})
+    assert known.token_weights == pytest.approx(weights, rel=0.02)
+
+
+def test_a_pipeline_s_own_configuration() -> None:
+    """The demo model, by its folder's configuration."""
+    found = subject("demo")
+    assert found.layout.grid == (9, 24, 24) and found.family == "wan"
+    assert subject("demo", 256, 256, 33).layout.grid == (9, 32, 32)
+    assert found.heads * found.head_dim == found.width and found.layers > 1
+    assert found.token_weights > 1e5
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "words"),
+    [
+        ("wan-14", {}, "Did you mean 'wan-14b'"),
+        ("wan-14b", {"height": 8}, "smaller than one token"),
+        ("no/such-model-here-at-all", {}, "no/such-model"),
+    ],
+)
+def test_unknown_models_and_sizes(
+    model: str, size: dict, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DitAccelError, match=words):
+        subject(model, **size)
+
+
+@pytest.mark.parametrize("backend", ["hopper", "triton", "torch"])
+def test_a_forecast_is_its_plan(backend: str) -> None:
+    window = {"fraction": [0.6, 0.5, 0.5]}
+    cast = dit_accel.plan("wan-1.3b", window=window, backend=backend, gpu="none such")
+    rule = pattern("sliding_tile", window=window)
+    kind = forecast.KINDS[backend]
+    plan = plan_for(TokenLayout((21, 30, 52)), rule, "cpu", layout_kind=kind)
+    assert cast.launched == plan.launched_density(backend)
+    assert cast.kept == plan.kept_density() and cast.bound == 1 / cast.launched
+    tiling = rule.tiling(TokenLayout((21, 30, 52)), kind)
+    assert cast.blocks == tiling.blocks == plan.q_blocks.count
+    assert cast.sparse_ms is cast.speedup is cast.breakeven is None
+    assert "no table" in str(cast)
+    data = cast.to_dict()
+    assert data["grid"] == (21, 30, 52) and "plan" not in data and data["verdict"]
+
+
+def test_masked_pairs_are_counted_well() -> None:
+    for name, params in (
+        ("neighborhood", {"window": {"fraction": [0.5, 0.4, 0.4]}}),
+        ("radial", {"decay": 0.3}),
+        ("disc", {"radius": {"fraction": 0.3}}),
+    ):
+        rule = pattern(name, **params, exact=True)
+        plan = plan_for(TokenLayout((7, 20, 24), after=9), rule, "cpu", layout_kind="gather")
+        assert forecast.kept_share(plan) == pytest.approx(plan.kept_density(), rel=0.03)
+
+
+def test_times_come_from_the_table(tables: Path) -> None:
+    window = {"fraction": [0.6, 0.4, 0.4]}
+    cast = dit_accel.plan("wan-14b", gpu="h100", window=window)
+    table = costs.cost_table("h200", tables)
+    assert table is not None
+    assert cast.backend == "hopper" and (cast.gpu, cast.measured_on) == ("h100", "h200")
+    assert cast.sparse_ms == table.sparse_ms(cast.plan, "hopper", 1, 40, 128)
+    assert cast.dense_ms == table.dense_ms(1, 40, 75600, 128)
+    assert cast.speedup is not None and 1 < cast.speedup < cast.bound
+    assert cast.step_speedup is not None and 1 < cast.step_speedup < cast.speedup
+    assert cast.breakeven is not None and cast.launched < cast.breakeven <= 1
+    assert "pays" in cast.verdict and "numbers of the h200" in str(cast)
+    slow = dit_accel.plan("wan-14b", gpu="h100", window=window, backend="triton")
+    assert slow.sparse_ms is not None and slow.sparse_ms > cast.sparse_ms
+
+
+def test_what_cannot_pay_is_said_in_advance(tables: Path) -> None:
+    """Densities at the break-even predict the dense time, and beyond it the verdict is no."""
+    wide = dit_accel.plan("wan-1.3b", gpu="h200", window={"fraction": [1.0, 1.0, 0.98]})
+    assert wide.speedup is not None and wide.speedup <= 1
+    assert wide.verdict.startswith("cannot pay here: it launches 1")
+    assert wide.breakeven is not None and wide.breakeven < wide.launched
+    some = dit_accel.plan("flux", gpu="h200", window={"fraction": [1.0, 0.5, 0.5]})
+    assert some.breakeven is not None and some.sparse_ms and some.dense_ms
+    fixed = 2e4 / 1e6
+    at = fixed + (some.sparse_ms - fixed) * some.breakeven / some.launched
+    assert at == pytest.approx(some.dense_ms)
+
+
+def test_a_given_tile_is_compared_with_the_best() -> None:
+    cast = dit_accel.plan("wan-14b", tile=[4, 4, 4], backend="triton")
+    assert cast.tile == (4, 4, 4) and cast.best_tile is not None
+    best = dit_accel.plan("wan-14b", backend="triton")
+    assert best.tile == cast.best_tile and best.launched == cast.best_launched
+    assert best.best_tile is None and "best tile" in str(cast)
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(DitAccelError, match="Did you mean 'sliding_tile'"):
+        dit_accel.plan("wan-14b", pattern="sliding_tiles")
+    with pytest.raises(DitAccelError, match="unknown backend 'tritn'. Did you mean 'triton'"):
+        dit_accel.plan("wan-14b", backend="tritn")
+    with pytest.raises(DitAccelError, match="give its parameters with its name"):
+        dit_accel.plan("wan-14b", pattern=pattern("radial"), decay=0.3)
+    cast = dit_accel.plan(at_grid((3, 4, 5), 2, 64))
+    with pytest.raises(DitAccelError, match="0 <= h < 4, got 9; the nearest legal value is 3"):
+        cast.draw("never.png", query=(0, 9, 0))
+    with pytest.raises(DitAccelError, match="head: expected 0 to 1"):
+        cast.draw("never.png", head=2)
+
+
+@pytest.mark.parametrize("kind", ["gather", "boxes"])
+@pytest.mark.parametrize("name", ["sliding_tile", "neighborhood", "radial"])
+def test_pictures_show_the_mask(name: str, kind: Any) -> None:
+    layout = TokenLayout((4, 7, 9), before=5, after=70)
+    extra = {"exact": True, "window": {"tokens": [3, 3, 5]}} if name == "neighborhood" else {}
+    plan = plan_for(layout, pattern(name, **extra), "cpu", layout_kind=kind)
+    mask = dense_mask(plan, 1, 1)[0, 0].numpy()
+    for token in (5, 100, 256):
+        assert np.array_equal(query_sees(plan, token) == 2, mask[token])
+    blocks = block_mask(plan)
+    assert blocks.shape == (plan.q_blocks.count, plan.k_blocks.count)
+    assert (blocks == 2).sum() == plan.full_count.sum()
+    partial = 0 if plan.partial_count is None else plan.partial_count.sum()
+    assert (blocks == 1).sum() == partial
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    call = at_grid((3, 12, 20), 4, 64)
+    cast = dit_accel.plan(call, pattern="disc", radius={"tokens": 5}, exact=True)
+    path = cast.draw(tmp_path / "new" / "plan.png", query=(1, 5, 7))
+    colors = set(map(tuple, np.asarray(Image.open(path)).reshape(-1, 3).tolist()))
+    assert {QUERY, KEPT, MASKED} <= colors and TEXT not in colors
+    frame = np.asarray(Image.open(path))
+    assert (frame == QUERY).all(-1).sum() > 40
+    flux = dit_accel.plan("flux", pattern="sliding_tile").draw(tmp_path / "flux.png")
+    assert TEXT in set(map(tuple, np.asarray(Image.open(flux)).reshape(-1, 3).tolist()))
+
+
+def test_heads_are_drawn_one_by_one() -> None:
+    rule = PerHead((("0", pattern("full")),), pattern("disc", radius={"tokens": 2}))
+    cast = dit_accel.plan(at_grid((3, 12, 20), 4, 64), pattern=rule)
+    everything, some = (int((query_sees(cast.plan, 99, head) == 2).sum()) for head in (0, 3))
+    assert everything == 720 > some
+
+
+def test_why_is_it_not_faster(tables: Path) -> None:
+    found = diagnose("wan-14b", profile="balanced", gpu="h200")
+    assert found.shares[None] == pytest.approx(1 - 0.8 * 39 / 40)
+    assert found.run is not None and 1 < found.run < found.limit
+    text = " ".join(value for _, value in found.rows())
+    assert "self-attention is" in text and "keeps 22% of the calls dense" in text
+    small = diagnose("flux", 256, 256, profile="balanced", gpu="h200")
+    assert "dense attention is as fast" in small.rows()[-1][1]
+    assert "runs no pattern" in diagnose("flux", profile="dense").rows()[-1][1]
+
+
+def test_diagnosis_without_a_table() -> None:
+    found = diagnose("ltx", profile="fast", gpu="none such", steps=8)
+    assert found.run is None and not found.measured and 0 < found.attention < 1
+    flops = 28 * 4 * 2048 * found.subject.layout.length**2
+    linear = 2 * KNOWN["ltx"].token_weights * found.subject.layout.length
+    assert found.attention == pytest.approx(flops / (flops + linear))
