@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, TokenMask
-from dit_accel.kernels.tiling import Geometry, Tiling, clipped_split, geometry
+from dit_accel.kernels.tiling import Geometry, Tiling, clipped_split, geometry, grouped
 from dit_accel.kernels.visibility import EVERY, NONE, Relation
 from dit_accel.layout import TokenLayout
 
@@ -101,12 +101,15 @@ def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Ten
     if tiling.raster:
         return None
     tile = torch.zeros((), dtype=torch.int32, device=device)
+    token = torch.zeros((), dtype=torch.int64, device=device)
     for axis, parts in enumerate(tiling.parts):
         part = torch.from_numpy(np.repeat(np.arange(len(parts), dtype=np.int32), parts)).to(device)
+        place = torch.from_numpy(grouped(sum(parts), tiling.dilation[axis])).to(device)
         shape = [1, 1, 1]
         shape[axis] = -1
         tile = tile * len(parts) + part.view(shape)
-    video = tile.reshape(-1).argsort(stable=True) + layout.video_start
+        token = token * sum(parts) + place.view(shape)
+    video = token.reshape(-1)[tile.reshape(-1).argsort(stable=True)] + layout.video_start
     tokens = torch.arange(layout.length, device=device)
     stop = layout.video_start + layout.video_length
     return torch.cat([tokens[: layout.video_start], video, tokens[stop:]]).int()
@@ -249,7 +252,7 @@ def _origins(
     layout: TokenLayout, tiling: Tiling, starts: np.ndarray, first: int
 ) -> np.ndarray | None:
     """[N, 3]; the video's blocks are rows `first` and on. None where runs are not consecutive."""
-    if tiling.straddles and not tiling.raster:
+    if max(tiling.dilation) > 1 or (tiling.straddles and not tiling.raster):
         return None
     origins = np.stack([np.full_like(starts, -1), starts, np.zeros_like(starts)], -1)
     if not tiling.straddles:

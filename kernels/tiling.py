@@ -41,12 +41,15 @@ class Tiling:
     box: the tile, where each tile is this box clipped at the far edges, its edges are powers of two
         and its tokens are `block`: what hardware copies as one box. Else None.
     straddles: blocks are `block` consecutive tokens in tile order, else tiles.
+    dilation: the axes are cut in another order: tokens of the same x mod dilation stand together,
+        groups one after another. Parts, boxes and ranges then mean places in that order.
     """
 
     parts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     block: int
     box: Triple | None = None
     straddles: bool = False
+    dilation: Triple = (1, 1, 1)
 
     @property
     def grid(self) -> Triple:
@@ -81,6 +84,8 @@ class Tiling:
     @property
     def raster(self) -> bool:
         """Whether tile order is raster order."""
+        if max(self.dilation) > 1:
+            return False
         cut = [axis for axis, parts in enumerate(self.parts) if len(parts) > 1]
         return not cut or all(
             len(parts) == size
@@ -126,6 +131,11 @@ def block_for(tokens: int) -> int:
     return next(size for size in BLOCK_SIZES if tokens <= size)
 
 
+def grouped(length: int, dilation: int) -> np.ndarray:
+    """int64 [n]: the tokens of an axis, dilation groups one after another."""
+    return np.argsort(np.arange(length) % dilation, kind="stable")
+
+
 def parse_tile(tile: object) -> str | Triple:
     """`"auto"` or a tile (t, h, w) of at most 128 tokens; DitAccelError if it is neither."""
     if tile == "auto":
@@ -155,11 +165,13 @@ class Geometry:
 
     low, high: int32 [N * segments, 3], the boxes [low, high), block by block; a block with fewer
         boxes names its last one again.
+    dilation: see Tiling; where it is above 1, boxes are of places.
     """
 
     low: np.ndarray
     high: np.ndarray
     segments: int
+    dilation: Triple = (1, 1, 1)
 
     @property
     def blocks(self) -> int:
@@ -180,19 +192,21 @@ class Geometry:
     def rows(self, first: int, stop: int) -> Geometry:
         """Blocks `first` to `stop` alone."""
         some = slice(first * self.segments, stop * self.segments)
-        return Geometry(self.low[some], self.high[some], self.segments)
+        return Geometry(self.low[some], self.high[some], self.segments, self.dilation)
 
     def pick(self, blocks: np.ndarray) -> Geometry:
         """Some blocks alone."""
         some = (blocks[:, None] * self.segments + np.arange(self.segments)).ravel()
-        return Geometry(self.low[some], self.high[some], self.segments)
+        return Geometry(self.low[some], self.high[some], self.segments, self.dilation)
 
 
 @lru_cache(maxsize=64)
 def geometry(tiling: Tiling) -> Geometry:
     """The boxes of a tiling's blocks."""
     low, high = _tile_boxes(tiling)
-    return _straddling(tiling, low, high) if tiling.straddles else Geometry(low, high, 1)
+    if tiling.straddles:
+        return _straddling(tiling, low, high)
+    return Geometry(low, high, 1, tiling.dilation)
 
 
 def _tile_boxes(tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +233,7 @@ def _straddling(tiling: Tiling, low: np.ndarray, high: np.ndarray) -> Geometry:
     a = np.maximum(begin[:, None] - starts[tile], 0).ravel()
     z = (np.minimum(end[:, None], stops[tile]) - starts[tile]).ravel() - 1
     tile = tile.ravel()
-    return Geometry(*_share(low[tile], high[tile], a, z), segments)
+    return Geometry(*_share(low[tile], high[tile], a, z), segments, tiling.dilation)
 
 
 def _share(

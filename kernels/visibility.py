@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_accel.kernels.tiling import Geometry, Triple
+from dit_accel.kernels.tiling import Geometry, Triple, grouped
 
 NONE, SOME, EVERY = 0, 1, 2
 
@@ -58,7 +58,10 @@ class Whole(Relation):
 
 @dataclass(frozen=True, eq=False)
 class Separable(BoxRelation):
-    """Pairs that every axis allows: bool [n, n] over the positions of an axis, by axis."""
+    """Pairs that every axis allows: bool [n, n] over the tokens of an axis, by axis.
+
+    The one relation that also bounds boxes of dilated tilings.
+    """
 
     axes: Mapping[int, np.ndarray]
 
@@ -66,6 +69,9 @@ class Separable(BoxRelation):
         """See Relation."""
         found = []
         for axis, allowed in self.axes.items():
+            if queries.dilation[axis] > 1:
+                place = grouped(len(allowed), queries.dilation[axis])
+                allowed = allowed[place][:, place]
             seen = range_codes(allowed, queries.ranges[axis][0], keys.ranges[axis][0])
             found.append(_spread(seen, queries, keys, axis, device))
         return reduce(torch.minimum, found)

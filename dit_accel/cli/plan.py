@@ -132,12 +132,13 @@ def diagnosis(
 
 def _table(title: str, rows: list[tuple[str, str]]) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # brackets are no markup here
     return table
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def kept_share(made: BlockPlan) -> float:
     count, index, mask = made.partial_count, made.partial_index, made.token_mask
     if count is None or index is None or mask is None:
         return made.kept_density()
-    bare = replace(made, partial_count=None, partial_index=None, token_mask=None)
+    bare = dataclasses.replace(made, partial_count=None, partial_index=None, token_mask=None)
     q_tokens, q_real = block_tokens(made.q_blocks, 0, made.block_q)
     k_tokens, k_real = block_tokens(made.k_blocks, 0, made.block_k)
     heads, blocks = count.shape[1:]
@@ -248,8 +249,6 @@ def _best_tile(
     """The tile that would be chosen, where the user gave another one."""
     if getattr(rule, "tile", "auto") == "auto":
         return None, None
-    import dataclasses
-
     free = dataclasses.replace(rule, tile="auto")  # type: ignore[call-arg]
     kind = KINDS[backend]
     tiling = free.tiling(what.layout, kind)
@@ -262,13 +261,13 @@ def _cut(tiling: Tiling) -> str:
         return "runs of consecutive tokens"
     if tiling.straddles:
         return f"runs across tiles of {_x(tiling.tile)}"
+    if max(tiling.dilation) > 1:
+        return f"tiles of {_x(tiling.tile)}, {_x(tiling.dilation)} apart"
     return f"boxes of {_x(tiling.box)}" if tiling.box else f"tiles of {_x(tiling.tile)}"
 
 
 def describe(rule: Pattern) -> str:
     """A pattern's parameters, in the form of a profile."""
-    import dataclasses
-
     values = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)}
     return ", ".join(f"{name} = {_value(v)}" for name, v in values.items() if v is not None)
 

@@ -66,14 +66,14 @@ def plan_for(
     heads: int | None = None,
     layout_kind: LayoutKind | None = None,
 ) -> BlockPlan:
-    """The plan of `pattern` for `layout` on `device`, made once and kept (the last 64 plans)."""
+    """The plan of `pattern` for `layout` on `device`, made once and kept (the last 128 plans)."""
     kind = layout_kind or kind_for(device)
     return _cached_plan(
         layout, pattern, torch.device(device), heads if pattern.by_head else None, kind
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _cached_plan(
     layout: TokenLayout,
     pattern: Pattern,

@@ -149,7 +149,7 @@ class AxisRules(Rules):
 
     def sees(self, grid: Triple, axis: int, sizes: tuple[int, ...]) -> np.ndarray:
         """See Rules."""
-        return parts_see(self.axis(grid, _cut_one(grid, axis, sizes), axis), sizes)
+        return parts_see(self.axis(grid, cut_one(grid, axis, sizes), axis), sizes)
 
     def axis(self, grid: Triple, tiling: Tiling, axis: int) -> np.ndarray:
         """bool [n, n]: which positions of an axis see which."""
@@ -188,6 +188,7 @@ def check_count(name: str, value: object, least: int = 0) -> None:
         )
 
 
-def _cut_one(grid: Triple, axis: int, sizes: tuple[int, ...]) -> Tiling:
+def cut_one(grid: Triple, axis: int, sizes: tuple[int, ...]) -> Tiling:
+    """The grid cut along one axis alone."""
     t, h, w = (sizes if a == axis else (size,) for a, size in enumerate(grid))
     return Tiling((t, h, w), 128)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -188,7 +188,8 @@ def _shared_tiling(
 ) -> Tiling:
     """The tiling that suits all patterns best, of their own ones and some usual tiles."""
     layout = TokenLayout(grid, others)
-    own = list(dict.fromkeys(part.tiling(layout, kind, dict(speed)) for part, _ in parts))
+    tilings = [part.tiling(layout, kind, dict(speed)) for part, _ in parts]
+    own = list(dict.fromkeys(replace(tiling, dilation=(1, 1, 1)) for tiling in tilings))
     if len(own) > 1:
         own += [_usual(grid, tile, kind) for tile in USUAL_TILES]
     return cheapest(

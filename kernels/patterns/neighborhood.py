@@ -16,13 +16,17 @@ Sources: Neighborhood Attention (arXiv 2204.07143), dilated (2209.15001), genera
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
+
+import numpy as np
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.blocks import Rule
-from dit_accel.kernels.patterns.base import AxisRules, check_flag
-from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.patterns.base import AxisRules, check_flag, cut_one, parts_see
+from dit_accel.kernels.tile_choice import LayoutKind, Speed, choose_tiling
+from dit_accel.kernels.tiling import Tiling, Triple, grouped, parse_tile
+from dit_accel.kernels.visibility import Relation, Separable
 from dit_accel.kernels.windows import WHOLE, Window
 
 AXES = "thw"
@@ -36,7 +40,8 @@ class Neighborhood(AxisRules):
     stride: likewise, or [t, h, w] in tokens; queries of one stride group share a window.
     dilation: [t, h, w]; the window's tokens are so far apart.
     causal: [t, h, w], axes along which a query sees nothing after itself.
-    tile: "auto" or [t, h, w], as for sliding_tile.
+    tile: "auto" or [t, h, w], as for sliding_tile. Chosen tiles hold tokens of one dilation group
+        where the backend gathers tokens.
     exact: mask tokens in partial blocks. None means false, but true where an axis is causal: whole
         blocks would show tokens that come after the query.
     """
@@ -89,6 +94,14 @@ class Neighborhood(AxisRules):
             params += [length, window, stride, dilation, int(self.causal[axis])]
         return "neighborhood", tuple(params)
 
+    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+        """See Pattern: tiles of one dilation group where the backend can gather them."""
+        if max(self.dilation) == 1 or kind == "boxes" or self.tile != "auto":
+            return super().choose(grid, kind, others, speed)
+        self.token_rule(grid, Tiling(((grid[0],), (grid[1],), (grid[2],)), 128))
+        found = choose_tiling(grid, _Grouped(self), kind=kind, others=others, speed=speed)
+        return replace(found, dilation=self.dilation)
+
     def _check_strides(self) -> None:
         for axis, (window, stride) in enumerate(
             zip(self.window.values, self.stride.values, strict=True)
@@ -98,6 +111,34 @@ class Neighborhood(AxisRules):
                     f"stride: expected stride <= window along {AXES[axis]}, got {stride} > "
                     f"{window} {self.window.unit}; the nearest legal value is {window}."
                 )
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """A neighborhood with its axes in the order of dilation groups, to choose tiles by."""
+
+    rule: Neighborhood
+
+    @property
+    def per_tile(self) -> bool:
+        """See Sight."""
+        return self.rule.per_tile
+
+    def sees(self, grid: Triple, axis: int, sizes: tuple[int, ...]) -> np.ndarray:
+        """See Sight."""
+        return parts_see(self._axis(grid, cut_one(grid, axis, sizes), axis), sizes)
+
+    def reaches(self, grid: Triple, axis: int, sizes: tuple[int, ...]) -> bool:
+        """See Sight."""
+        return True
+
+    def relation(self, grid: Triple, tiling: Tiling) -> Relation:
+        """See Sight."""
+        return Separable({axis: self._axis(grid, tiling, axis) for axis in range(3)})
+
+    def _axis(self, grid: Triple, tiling: Tiling, axis: int) -> np.ndarray:
+        place = grouped(grid[axis], self.rule.dilation[axis])
+        return self.rule.axis(grid, tiling, axis)[place][:, place]
 
 
 def _dilation(value: Any) -> tuple[int, ...]:

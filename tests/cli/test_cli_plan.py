@@ -39,6 +39,13 @@ def test_windows_in_every_unit(cli):
         assert code == 0 and shown in text
 
 
+def test_brackets_are_shown(cli):
+    code, text = cli(
+        "plan", "--model", "ltx", "--pattern", "neighborhood:causal=[true,false,false]"
+    )
+    assert code == 0 and "causal = [true, false, false]" in text
+
+
 def test_bad_requests(cli):
     for arguments, words in (
         (("--model", "wan-14"), "Did you mean 'wan-14b'"),

@@ -139,6 +139,22 @@ def test_gpu_choice_beats_the_usual_tiles(grid: Triple, fraction: list[float]) -
             assert chosen <= launched(rule, usual, grid) * 1.09
 
 
+@pytest.mark.parametrize("dilation", [(1, 5, 8), (1, 1, 5), (3, 3, 4)])
+def test_dilated_windows_launch_little_more_than_they_keep(dilation: Triple) -> None:
+    """Tiles hold tokens of one dilation group: else every block sees all groups."""
+    grid = (21, 45, 80)
+    window = {"tokens": [7, 9, 10]}
+    rule = Neighborhood(window, dilation=dilation)
+    tiling = rule.tiling(TokenLayout(grid), "gather")
+    assert tiling.dilation == dilation and not tiling.raster
+    plan = plan_for(TokenLayout(grid), rule, "cpu", layout_kind="gather").validate()
+    kept = 7 * 9 * 10 / math.prod(grid)
+    naive = Neighborhood(window, dilation=dilation, tile=[3, 5, 8])
+    loose = plan_for(TokenLayout(grid), naive, "cpu", layout_kind="gather").launched_density()
+    assert kept < plan.launched_density() < min(8 * kept, 0.5 * loose)
+    assert rule.tiling(TokenLayout(grid), "boxes").dilation == (1, 1, 1)
+
+
 def test_windows_in_tiles_choose_no_slab() -> None:
     """Where the window grows with the tile, thin tiles would make it thin: they are not cheaper."""
     for grid in [(21, 45, 80), (33, 45, 80), (18, 48, 80), (1, 64, 64)]:
