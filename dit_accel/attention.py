@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 
-from dit_accel.breakeven import pays
+from dit_accel.breakeven import effort, pays
 from dit_accel.broadcast import Entry, tensors_of
 from dit_accel.compiled import slots
 from dit_accel.errors import StrictError
-from dit_accel.kernels.backends import choose, eligible, layout_kind
+from dit_accel.kernels.backends import choose, eligible, layout_kind, moves_tokens
 from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
 from dit_accel.kernels.patterns import Pattern, plan_for
+from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 from dit_accel.profile import Reuse
@@ -241,12 +242,26 @@ def run(call: Call, site: Site) -> torch.Tensor:
 def planned(
     state: RunState, layout: TokenLayout, pattern: Pattern, bshd: Tensors
 ) -> tuple[BlockPlan, str, str | None]:
-    """The plan of a call, the backend that shall run it, and why that one cannot (or None)."""
-    query = bshd[0]
-    kind = layout_kind(*bshd, state.settings.backend)
-    plan = plan_for(layout, pattern, query.device, query.shape[2], kind)
-    backend = state.settings.backend or choose(*bshd, plan)
+    """The plan of a call, the backend that shall run it, and why that one cannot (or None).
+
+    Boxes that hardware copies may fit a grid badly: then tiles of any shape are the cheaper plan,
+    although their tokens must be moved, or gathered by a slower kernel.
+    """
+    device, heads, wanted = bshd[0].device, bshd[0].shape[2], state.settings.backend
+    kind = layout_kind(*bshd, wanted)
+    plan = plan_for(layout, pattern, device, heads, kind)
+    backend = wanted or choose(*bshd, plan)
+    if wanted is None and kind == "boxes":
+        other = plan_for(layout, pattern, device, heads, kind_for(device))
+        rival = choose(*bshd, other)
+        if _effort(rival, other) < _effort(backend, plan):
+            plan, backend = other, rival
     return plan, backend, eligible(backend, *bshd, plan)
+
+
+def _effort(backend: str, plan: BlockPlan) -> float:
+    moved = plan.q_length if moves_tokens(backend, plan) else None
+    return effort(backend, plan.device.type, plan.launched_density(backend), moved)
 
 
 def launch(

@@ -35,6 +35,21 @@ MEASURED = {
 }
 
 
+MOVING = 550
+"""Moving q, k, v and the output takes as long as this many keys of a dense call, head_dim 128
+(permutation in samples/results/kernels_h200.csv)."""
+
+
+def effort(backend: str, device: str, density: float, moved: int | None = None) -> float:
+    """A sparse call's time over dense, its overhead aside: to compare plans of the same pattern.
+
+    moved: tokens, where the backend moves them.
+    """
+    cost = MEASURED.get((backend, device))
+    slope = 1.0 if cost is None else cost.slope
+    return slope * density + (MOVING / moved if moved else 0.0)
+
+
 def pays(backend: str, device: str, flops: float, density: float) -> bool:
     """Whether a sparse call runs faster than dense.
 

@@ -174,6 +174,15 @@ def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> 
     return kind_for(q.device)
 
 
+def moves_tokens(name: str, plan: BlockPlan) -> bool:
+    """Whether backend `name` moves tokens in memory to run this plan."""
+    if name != "hopper":
+        return False
+    from dit_accel.kernels.hopper import needs_slots
+
+    return needs_slots(plan)
+
+
 def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
     """None if backend `name` can compute this call (tensors in BSHD), else the reason why not.
 

@@ -18,6 +18,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dit_accel.kernels import hopper_kernel
 from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.slots import attend_in_slots
 from dit_accel.kernels.token_rules import TOKEN_RULES
 
 LOG2_E = 1.4426950408889634
@@ -275,8 +276,6 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
     """Why the kernel cannot follow this plan, whatever the tensors, or None."""
     if plan.block_q != 128 or plan.block_k not in (64, 128):
         return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
-    if plan.box is None and (plan.q_blocks.order is not None or plan.k_blocks.order is not None):
-        return "blocks are neither boxes of the grid nor runs of tokens"
     if plan.box is None and plan.list_kinds.partial:
         return "a token rule needs blocks that are boxes of the grid"
     if plan.list_kinds.pooled:
@@ -286,6 +285,12 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
     if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
         return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
     return None
+
+
+def needs_slots(plan: BlockPlan) -> bool:
+    """Whether tokens must move: the blocks are neither boxes of the grid nor runs of tokens."""
+    moved = plan.q_blocks.order is not None or plan.k_blocks.order is not None
+    return plan.box is None and moved
 
 
 @lru_cache(maxsize=1)
@@ -303,6 +308,8 @@ def hopper_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
+    if needs_slots(plan):
+        return attend_in_slots(q, k, v, plan, scale, return_lse, hopper_attention)
     batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from dit_accel import attention
 from dit_accel.breakeven import MEASURED, pays
+from dit_accel.kernels.patterns import pattern
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.layout import TokenLayout
 
 RESULTS = Path(__file__).resolve().parents[2] / "samples" / "results"
 HEADS = 8
@@ -38,3 +44,20 @@ def test_monotone_in_size_and_density() -> None:
         assert pays(backend, device, 1e15, 0.1)
         assert not pays(backend, device, 1e15, 1.0)
     assert pays("reference", "cpu", 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("grid", "better"), [((4, 16, 16), "boxes"), ((3, 9, 17), "gather")])
+def test_boxes_only_where_they_fit_the_grid(
+    grid: tuple[int, int, int], better: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes of (1, 8, 16) fill the first grid; in the second they are mostly empty."""
+    monkeypatch.setattr(attention, "layout_kind", lambda *_: "boxes")
+    monkeypatch.setattr(attention, "kind_for", lambda _: "gather")
+    monkeypatch.setattr(BlockPlan, "launched_density", lambda plan, _: plan._slot_density)
+    layout = TokenLayout(grid)
+    rule = pattern("sliding_tile", window={"fraction": [1.0, 0.5, 0.5]})
+    tensors = torch.zeros(3, 1, layout.length, 2, 64).unbind()
+    state = SimpleNamespace(settings=SimpleNamespace(backend=None))
+    plan, backend, reason = attention.planned(state, layout, rule, tensors)
+    assert (plan.box is not None) == (better == "boxes")
+    assert backend == "torch" and reason is None

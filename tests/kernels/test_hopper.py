@@ -146,6 +146,20 @@ def test_token_rule(
     assert_right(result, q, k, v, dense_mask(plan, batch, 1))
 
 
+@DIMS
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_blocks_of_any_tokens(
+    lengths: list[int], dim: int, qkv: Make, assert_right: Make, random_plan: Make
+) -> None:
+    """Blocks that are neither boxes nor runs: their tokens are moved."""
+    plan, mask = random_plan(lengths, [*reversed(lengths), 5], batch=2, heads=4)
+    q, k, v = qkv(
+        sum(lengths), sum(lengths) + 5, batch=2, heads=4, kv_heads=2, dim=dim, dtype=torch.bfloat16
+    )
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, mask)
+
+
 def test_slices_of_fused_projections(qkv: Make, device: torch.device, assert_right: Make) -> None:
     layout = TokenLayout((3, 13, 20))
     plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")

@@ -92,8 +92,8 @@ def test_work_is_dealt_evenly() -> None:
 
 
 def test_obstacles(qkv: Make, random_plan: Make) -> None:
-    plan, _ = random_plan([128, 30], [128])
-    assert "neither boxes" in str(plan_obstacle(plan))
+    plan, _ = random_plan([128, 30], [128], partial=(1, 1, 1))
+    assert "token rule" in str(plan_obstacle(plan))
     small, _ = random_plan([20], [20], block=64)
     assert "64 x 64" in str(plan_obstacle(small))
     q, k, v = (x.half() for x in qkv(64, dim=128))
