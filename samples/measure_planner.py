@@ -27,10 +27,11 @@ from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.machine import machine
 from dit_accel.bench.proof import expected_rows, poisoned, prove
 from dit_accel.bench.timing import Rotation, measure
-from dit_accel.kernels.backends import eligible
+from dit_accel.kernels.backends import eligible, moves_tokens
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.layout import TokenLayout
 from dit_accel.planner.costs import (
     COLUMNS,
@@ -97,9 +98,11 @@ class Bench:
         names = [name for name in KINDS if name != "torch" or self.device.type == "cpu"]
         return [name for name in names if eligible(name, *inputs, plan) is None]
 
-    def sparse(self, call: Subject, rule: Any, backend: str) -> tuple[float, BlockPlan] | None:
+    def sparse(
+        self, call: Subject, rule: Any, backend: str, kind: LayoutKind
+    ) -> tuple[float, BlockPlan] | None:
         """Milliseconds and plan of a proven call, None where the backend cannot run it."""
-        plan = plan_for(call.layout, rule, self.device, call.heads, KINDS[backend])
+        plan = plan_for(call.layout, rule, self.device, call.heads, kind)
         case = Case("", "", call.layout, call.heads, call.head_dim)
         inputs = make_inputs(case, self.dtype, self.device)
         if eligible(backend, *inputs, plan) is not None:
@@ -204,7 +207,7 @@ def sparse_samples(bench: Bench, backend: str, dim: int) -> Iterator[Sample]:
     for grid in bench.grids:
         calls += [(at_grid(grid, HEADS[-1], dim), pattern(name, **kw)) for name, kw in RULES]
     for call, rule in calls:
-        found = bench.sparse(call, rule, backend)
+        found = bench.sparse(call, rule, backend, KINDS[backend][0])
         if found is not None:
             yield Sample(found[0], 1, call.heads, call.layout.length, found[1])
 
@@ -217,12 +220,15 @@ def compared(bench: Bench, table: CostTable, tiny: bool) -> Iterator[dict[str, A
         predicted_dense = table.dense_ms(1, call.heads, call.layout.length, call.head_dim)
         for rule_name, parameters in CHECKS:
             rule = pattern(rule_name, **parameters)
-            for backend in table.backends:
-                found = bench.sparse(call, rule, backend)
+            for backend, kind in ((b, kind) for b in table.backends for kind in KINDS[b]):
+                found = bench.sparse(call, rule, backend, kind)
                 if found is None:
                     continue
                 ms, plan = found
-                predicted = table.sparse_ms(plan, backend, 1, call.heads, call.head_dim)
+                moved = moves_tokens(backend, plan)
+                predicted = table.sparse_ms(
+                    plan, backend, 1, call.heads, call.head_dim, moved=moved
+                )
                 yield {
                     "model": name,
                     "tokens": call.layout.length,
@@ -231,6 +237,8 @@ def compared(bench: Bench, table: CostTable, tiny: bool) -> Iterator[dict[str, A
                     "pattern": rule_name,
                     "parameters": describe(rule),
                     "backend": backend,
+                    "blocks": kind,
+                    "moved": moved,
                     "launched_density": round(plan.launched_density(backend), 4),
                     "dense_ms": round(dense_ms, 4),
                     "predicted_dense_ms": round(predicted_dense, 4),

@@ -29,6 +29,8 @@ STAND_INS = {"h100": "h200"}
 DENSE = "dense"
 MACHINE = "machine"
 FULL_BLOCK = 128
+MOVING = 8
+"""Passes over a tensor's elements that moving query, key, value and output takes."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,25 @@ class CostTable:
         return (known.launch + spent / self.programs) / 1e6
 
     def sparse_ms(
-        self, plan: BlockPlan, backend: str, batch: int, heads: int, head_dim: int
+        self,
+        plan: BlockPlan,
+        backend: str,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        *,
+        moved: bool = False,
     ) -> float:
-        """Predicted milliseconds of a call that runs a plan."""
+        """Predicted milliseconds of a call that runs a plan.
+
+        moved: queries, keys, values and output are moved in memory.
+        """
         known = self.of(backend, head_dim)
-        return (known.launch + busiest(items(plan, known, batch, heads), self.programs)) / 1e6
+        moving = 0.0
+        if moved:
+            moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.q_length)
+        busy = busiest(items(plan, known, batch, heads), self.programs)
+        return moving + (known.launch + busy) / 1e6
 
     def linear_ms(self, weights: float, tokens: int) -> float:
         """Predicted milliseconds of linear layers with so many weights over so many tokens."""

@@ -19,8 +19,12 @@ from dit_accel.layout import TokenLayout
 from dit_accel.planner.costs import CostTable, cost_table, shipped_gpus
 from dit_accel.planner.models import Subject, subject
 
-KINDS: dict[str, LayoutKind] = {"hopper": "boxes", "triton": "gather", "torch": "lengths"}
-"""How each backend reads blocks."""
+KINDS: dict[str, tuple[LayoutKind, ...]] = {
+    "hopper": ("boxes", "gather"),
+    "triton": ("gather",),
+    "torch": ("lengths",),
+}
+"""How each backend can read blocks."""
 SAMPLED, QUERIES = 96, 3
 """Query blocks, and queries of each, whose masked pairs are counted."""
 PASSES = 30
@@ -35,7 +39,8 @@ class Forecast:
     the pairs that enter the softmax. waste: slots of the blocks over tokens. bound: speed-up of the
     call if time were launched pairs. Times are milliseconds of one call and of one denoising step,
     None without a table for the GPU. breakeven: launched density above which dense is faster.
-    best_tile, best_launched: of the tile that would be chosen, where another one was given.
+    best_tile, best_launched: of the tile that would be chosen, where another one was given. moved:
+    whether tokens are moved into the blocks' order in memory.
     """
 
     model: str
@@ -63,6 +68,7 @@ class Forecast:
     dense_step_ms: float | None
     sparse_step_ms: float | None
     breakeven: float | None
+    moved: bool
     plan: BlockPlan = field(repr=False, compare=False)
 
     @property
@@ -139,15 +145,24 @@ def plan(
     table = cost_table(gpu)
     if backend is not None and backend not in KINDS:
         raise unknown("backend", backend, KINDS)
-    if backend is not None:
-        names = [backend]
-    else:
-        names = [name for name in KINDS if table is None or name in table.backends]
-        names = names if table is not None else ["triton"]
-    made = {name: plan_for(what.layout, rule, "cpu", what.heads, KINDS[name]) for name in names}
-    priced = {name: _price(table, made[name], name, what) for name in names}
-    best = min(names, key=lambda name: priced[name] or 0.0)
+    names = [backend] if backend else [n for n in KINDS if table and n in table.backends]
+    options = [_Option(name, kind) for name in names or ["triton"] for kind in KINDS[name]]
+    made = {o: plan_for(what.layout, rule, "cpu", what.heads, o.kind) for o in options}
+    priced = {option: _price(table, made[option], option, what) for option in options}
+    best = min(options, key=lambda option: priced[option] or 0.0)
     return _forecast(what, rule, table, gpu, best, made[best], priced[best])
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A backend, and how it reads blocks."""
+
+    backend: str
+    kind: LayoutKind
+
+    def moves(self, made: BlockPlan) -> bool:
+        """Whether it moves tokens in memory for a plan: a bulk copy takes boxes and runs alone."""
+        return self.backend == "hopper" and made.box is None and made.q_blocks.order is not None
 
 
 def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:
@@ -158,10 +173,13 @@ def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:
     return given
 
 
-def _price(table: CostTable | None, made: BlockPlan, backend: str, what: Subject) -> float | None:
-    if table is None or backend not in table.backends:
+def _price(
+    table: CostTable | None, made: BlockPlan, option: _Option, what: Subject
+) -> float | None:
+    if table is None or option.backend not in table.backends:
         return None
-    return table.sparse_ms(made, backend, 1, what.heads, what.head_dim)
+    moved = option.moves(made)
+    return table.sparse_ms(made, option.backend, 1, what.heads, what.head_dim, moved=moved)
 
 
 def _forecast(
@@ -169,11 +187,12 @@ def _forecast(
     rule: Pattern,
     table: CostTable | None,
     gpu: str | None,
-    backend: str,
+    option: _Option,
     made: BlockPlan,
     sparse: float | None,
 ) -> Forecast:
-    tiling = rule.tiling(what.layout, KINDS[backend])
+    backend = option.backend
+    tiling = rule.tiling(what.layout, option.kind)
     dense = dense_step = sparse_step = breakeven = None
     launched = made.launched_density(backend)
     if table is not None:
@@ -184,7 +203,7 @@ def _forecast(
             sparse_step = dense_step + calls * (sparse - dense)
             fixed = table.of(backend, what.head_dim).launch / 1e6
             breakeven = launched * max(0.0, dense - fixed) / max(1e-9, sparse - fixed)
-    best_tile, best_launched = _best_tile(what, rule, backend)
+    best_tile, best_launched = _best_tile(what, rule, option)
     return Forecast(
         model=what.name,
         size=what.size,
@@ -201,7 +220,7 @@ def _forecast(
         blocks=tiling.blocks,
         block=tiling.block,
         cut=_cut(tiling),
-        waste=tiling.waste if KINDS[backend] != "lengths" else 1.0,
+        waste=tiling.waste if option.kind != "lengths" else 1.0,
         launched=launched,
         kept=kept_share(made),
         best_tile=best_tile,
@@ -211,6 +230,7 @@ def _forecast(
         dense_step_ms=dense_step,
         sparse_step_ms=sparse_step,
         breakeven=breakeven,
+        moved=option.moves(made),
         plan=made,
     )
 
@@ -244,16 +264,15 @@ def other_ms(table: CostTable, what: Subject) -> float:
 
 
 def _best_tile(
-    what: Subject, rule: Pattern, backend: str
+    what: Subject, rule: Pattern, option: _Option
 ) -> tuple[tuple[int, int, int] | None, float | None]:
     """The tile that would be chosen, where the user gave another one."""
     if getattr(rule, "tile", "auto") == "auto":
         return None, None
     free = dataclasses.replace(rule, tile="auto")  # type: ignore[call-arg]
-    kind = KINDS[backend]
-    tiling = free.tiling(what.layout, kind)
-    made = plan_for(what.layout, free, "cpu", what.heads, kind)
-    return tiling.box or tiling.tile, made.launched_density(backend)
+    tiling = free.tiling(what.layout, option.kind)
+    made = plan_for(what.layout, free, "cpu", what.heads, option.kind)
+    return tiling.box or tiling.tile, made.launched_density(option.backend)
 
 
 def _cut(tiling: Tiling) -> str:
@@ -306,7 +325,8 @@ def rows(cast: Forecast) -> list[tuple[str, str]]:
     if cast.dense_ms is None:
         known = ", ".join(shipped_gpus()) or "none yet"
         return [*found, ("times", f"{where}: no table to predict from (there are: {known})")]
-    found.append(("predicted for", f"{where}, backend {cast.backend}"))
+    how = f"backend {cast.backend}" + ", tokens moved into tiles" * cast.moved
+    found.append(("predicted for", f"{where}, {how}"))
     found.append(("call", _times(cast.dense_ms, cast.sparse_ms)))
     found.append(("step", _times(cast.dense_step_ms, cast.sparse_step_ms)))
     if cast.breakeven is not None:

@@ -122,7 +122,7 @@ def test_a_forecast_is_its_plan(backend: str) -> None:
     window = {"fraction": [0.6, 0.5, 0.5]}
     cast = dit_accel.plan("wan-1.3b", window=window, backend=backend, gpu="none such")
     rule = pattern("sliding_tile", window=window)
-    kind = forecast.KINDS[backend]
+    kind = forecast.KINDS[backend][0]
     plan = plan_for(TokenLayout((21, 30, 52)), rule, "cpu", layout_kind=kind)
     assert cast.launched == plan.launched_density(backend)
     assert cast.kept == plan.kept_density() and cast.bound == 1 / cast.launched
@@ -151,7 +151,7 @@ def test_times_come_from_the_table(tables: Path) -> None:
     table = costs.cost_table("h200", tables)
     assert table is not None
     assert cast.backend == "hopper" and (cast.gpu, cast.measured_on) == ("h100", "h200")
-    assert cast.sparse_ms == table.sparse_ms(cast.plan, "hopper", 1, 40, 128)
+    assert cast.sparse_ms == table.sparse_ms(cast.plan, "hopper", 1, 40, 128, moved=cast.moved)
     assert cast.dense_ms == table.dense_ms(1, 40, 75600, 128)
     assert cast.speedup is not None and 1 < cast.speedup < cast.bound
     assert cast.step_speedup is not None and 1 < cast.step_speedup < cast.speedup
@@ -159,6 +159,27 @@ def test_times_come_from_the_table(tables: Path) -> None:
     assert "pays" in cast.verdict and "numbers of the h200" in str(cast)
     slow = dit_accel.plan("wan-14b", gpu="h100", window=window, backend="triton")
     assert slow.sparse_ms is not None and slow.sparse_ms > cast.sparse_ms
+
+
+def test_tokens_are_moved_where_boxes_waste_more(tables: Path) -> None:
+    """The cheaper of boxes, which stay where they are, and tiles of any shape, which move."""
+    table = costs.cost_table("h200", tables)
+    assert table is not None
+    rule = pattern("sliding_tile", window={"fraction": [0.6, 0.35, 0.35]})
+    for model in ("wan-1.3b", "wan-14b", "mochi"):
+        what = subject(model)
+        cast = dit_accel.plan(what, pattern=rule, gpu="h200", backend="hopper")
+        plans = [plan_for(what.layout, rule, "cpu", layout_kind=k) for k in ("boxes", "gather")]
+        own, other = (
+            table.sparse_ms(plan, "hopper", 1, what.heads, 128, moved=plan.box is None)
+            for plan in plans
+        )
+        assert cast.sparse_ms == min(own, other) and cast.moved == (other < own)
+        move = 8 * what.layout.length * what.width * 2 / 4000e6
+        assert other == pytest.approx(
+            table.sparse_ms(plans[1], "hopper", 1, what.heads, 128) + move
+        )
+    assert ("tokens moved" in str(cast)) == cast.moved
 
 
 def test_what_cannot_pay_is_said_in_advance(tables: Path) -> None:
