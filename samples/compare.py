@@ -35,7 +35,7 @@ results = compare(
     model="demo",
     height=96,
     width=96,
-    num_frames=17,
+    num_frames=33,
     num_inference_steps=12,
     guidance_scale=2.5,
 )

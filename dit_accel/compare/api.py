@@ -11,7 +11,7 @@ from dit_accel.compare.metrics import DEFAULT
 from dit_accel.compare.page import write_page
 from dit_accel.compare.request import Request, Silent, Watcher, run_of
 from dit_accel.compare.results import Results
-from dit_accel.compare.runner import run_all
+from dit_accel.compare.runner import all_there, run_all
 from dit_accel.compare.store import open_store
 from dit_accel.compare.timing import device_of, dtype_of, transformers
 from dit_accel.pipelines.registry import adapter_for
@@ -71,6 +71,8 @@ def compare(
     )
     run = run_of(request, methods, device_of(pipe), dtype_of(pipe))
     store = open_store(Path(out), run, resume=resume, overwrite=overwrite)
-    results = run_all(pipe, methods, request, store, watcher or Silent())
+    results = all_there(methods, request, store)
+    if results is None:
+        results = run_all(pipe, methods, request, store, watcher or Silent())
     write_page(results, store.folder)
     return results

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,7 +34,7 @@ from dit_accel.compare.prompts import read_prompts
 from dit_accel.compare.request import Request, check, run_of
 from dit_accel.compare.results import Results
 from dit_accel.compare.specs import load_spec, split_profiles
-from dit_accel.compare.store import open_store
+from dit_accel.compare.store import Store, open_store
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.video import check_writable, replacing
@@ -95,24 +96,29 @@ def run(options: Options) -> None:
     """
     job = prepare(options)
     methods = _methods(job)
-    run = run_of(job.request, methods, job.device, job.dtype)
-    store = open_store(options.out, run, resume=options.resume, overwrite=options.overwrite)
-    kept = len(store.clips)
+    asked = run_of(job.request, methods, job.device, job.dtype)
+    store = open_store(options.out, asked, resume=options.resume, overwrite=options.overwrite)
+    kept = sum(clip.status == "done" for clip in store.clips.values())
     if kept:
         err.print(f"{kept} clips are there already and are kept.", highlight=False)
-    pipe = load(job)
     from dit_accel.compare.page import write_page
+    from dit_accel.compare.runner import all_there
+
+    results = all_there(methods, job.request, store) or _measure(job, methods, store)
+    _show(results, write_page(results, store.folder))
+
+
+def _measure(job: Job, methods: Sequence[Method], store: Store) -> Results:
     from dit_accel.compare.runner import run_all
 
+    pipe = load(job)
     try:
         with _watching() as watcher:
-            results = run_all(pipe, methods, job.request, store, watcher)
+            return run_all(pipe, methods, job.request, store, watcher)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"what is finished is kept in {options.out}: the same command goes on."
+            f"what is finished is kept in {store.folder}: the same command goes on."
         ) from None
-    page = write_page(results, store.folder)
-    _show(results, page)
 
 
 def run_attention(options: Options) -> None:
@@ -257,7 +263,8 @@ def _show(results: Results, page: Path) -> None:
 
 def _print(table: Table) -> None:
     """As wide as the terminal, but never so narrow that columns are lost."""
-    out.print(table, width=max(out.width, LEAST_WIDE) if out.is_terminal else WIDE, crop=False)
+    width = max(out.width, LEAST_WIDE) if out.is_terminal else WIDE
+    Console(width=width).print(table)
 
 
 def _wrote(files: Sequence[Path]) -> None:

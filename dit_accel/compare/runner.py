@@ -30,6 +30,20 @@ from dit_accel.errors import DitAccelError
 from dit_accel.video import to_uint8
 
 
+def all_there(methods: Sequence[Method], request: Request, store: Store) -> Results | None:
+    """The results of a finished run, None where something is still to be measured."""
+    results = store.read_results()
+    if results is None or set(request.metrics) - set(results.metrics):
+        return None
+    for method in methods:
+        for prompt in request.prompts:
+            for seed in request.seeds:
+                missing = not store.finished(prompt, seed, method.info.name)
+                if missing and method.info.skipped is None:
+                    return None
+    return results
+
+
 def run_all(
     pipe: Any, methods: Sequence[Method], request: Request, store: Store, watcher: Watcher
 ) -> Results:

@@ -119,6 +119,11 @@ class Store:
         path = self.folder / "dense" / f"{self.key(prompt, seed, DENSE)}.mkv"
         return np.stack(read_video(path)) if path.is_file() else None
 
+    def read_results(self) -> Results | None:
+        """What `write_results` wrote, None where it did not."""
+        path = self.folder / "results.json"
+        return Results.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def write_results(self, results: Results) -> None:
         """results.json and results.csv."""
         with self._writing():
