@@ -25,6 +25,7 @@ from dit_accel.kernels.patterns import Pattern, plan_for
 from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
+from dit_accel.planner.receipt import PlannedCall
 from dit_accel.profile import Reuse
 from dit_accel.state import RunState, Site
 
@@ -236,6 +237,9 @@ def run(call: Call, site: Site) -> torch.Tensor:
         launched=launched,
         kept=plan.kept_density(),
     )
+    batch, _, heads, dim = call.bshd()[0].shape
+    who = PlannedCall(backend, batch, heads, dim, moves_tokens(backend, plan))
+    state.recorder.planned(pattern, layout, plan, who)
     return output
 
 

@@ -13,6 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from dit_accel.kernels.patterns import Pattern
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.layout import TokenLayout
+from dit_accel.planner.receipt import PlannedCall, plan_lines, plan_row
 from dit_accel.policy import SiteKey
 
 Outcome = Literal["sparse", "reused", "dense"]
@@ -53,7 +57,8 @@ class Report:
     computed, kept the token pairs that entered the softmax, each over all pairs of the call.
     `dense_reasons` tells planned ("profile") from unplanned dense calls. Times are in seconds;
     `attention_s` is the attention calls alone, without projections. `compile_s` is the first
-    calls of kernels, which compile them; it is not part of `attention_s`.
+    calls of kernels, which compile them; it is not part of `attention_s`. `plans` has a row for
+    each pattern that ran: how the video was cut, and what the planner predicts of a call.
     """
 
     profile: str
@@ -65,6 +70,7 @@ class Report:
     per_step: list[dict[str, Any]]
     time: dict[str, float | None]
     cache: dict[str, int | None]
+    plans: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the keys `profile`, `self`, `cross`, `per_layer`, `per_step`, ..."""
@@ -84,6 +90,8 @@ class Report:
         for kind, title in (("self", "self-attention"), ("cross", "cross-attention")):
             if self.kinds[kind]["calls"]:
                 lines += _kind_lines(title, self.kinds[kind])
+        for first, *rest in dict.fromkeys(tuple(plan_lines(row)) for row in self.plans):
+            lines += [f"  {'plan':<17}{first}", *(f"  {'':<17}{line}" for line in rest)]
         lines += [f"  {'time':<17}{_time_line(self.time)}"]
         if self.cache["peak_bytes"] or self.cache["refused"]:
             lines += [f"  {'cache':<17}{_cache_line(self.cache)}"]
@@ -110,6 +118,7 @@ class Recorder:
     _tallies: dict[tuple[SiteKey, int], Tally] = field(default_factory=dict)
     _reasons: dict[str, Counter[str]] = field(default_factory=dict)
     _backends: dict[str, Counter[str]] = field(default_factory=dict)
+    _plans: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _attention: _Stopwatch = field(default_factory=lambda: _Stopwatch())
     _run: _Span = field(default_factory=lambda: _Span())
 
@@ -117,7 +126,7 @@ class Recorder:
         """Forget the last run; a run of `steps` steps begins."""
         self.steps = steps
         self.compile_s = 0.0
-        self._tallies, self._reasons, self._backends = {}, {}, {}
+        self._tallies, self._reasons, self._backends, self._plans = {}, {}, {}, {}
         self._attention, self._run = _Stopwatch(), _Span()
 
     def forward_started(self, device: torch.device) -> None:
@@ -165,6 +174,13 @@ class Recorder:
         if backend:
             self._backends.setdefault(site.kind, Counter())[backend] += calls
 
+    def planned(
+        self, pattern: Pattern, layout: TokenLayout, plan: BlockPlan, call: PlannedCall
+    ) -> None:
+        """Record that a call ran a pattern's plan."""
+        key = pattern, layout, plan, call
+        self._plans[key] = self._plans.get(key, 0) + 1
+
     def report(self, cache_peak: int = 0, cache_refused: int = 0) -> Report:
         denoising, attention = self._run.seconds(), self._attention.seconds()
         return Report(
@@ -194,6 +210,10 @@ class Recorder:
                 "limit_bytes": self.cache_limit,
                 "refused": cache_refused,
             },
+            plans=[
+                plan_row(pattern, layout, plan, call, calls)
+                for (pattern, layout, plan, call), calls in self._plans.items()
+            ],
         )
 
     def _kind(self, kind: str) -> dict[str, Any]:

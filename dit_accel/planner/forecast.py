@@ -219,7 +219,7 @@ def _forecast(
         tile=tiling.box or tiling.tile,
         blocks=tiling.blocks,
         block=tiling.block,
-        cut=_cut(tiling),
+        cut=cut_text(tiling),
         waste=tiling.waste if option.kind != "lengths" else 1.0,
         launched=launched,
         kept=kept_share(made),
@@ -275,7 +275,8 @@ def _best_tile(
     return tiling.box or tiling.tile, made.launched_density(option.backend)
 
 
-def _cut(tiling: Tiling) -> str:
+def cut_text(tiling: Tiling) -> str:
+    """How a grid is cut, in words that follow a number of blocks."""
     if tiling.straddles and tiling.raster:
         return "runs of consecutive tokens"
     if tiling.straddles:

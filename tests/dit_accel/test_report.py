@@ -38,7 +38,12 @@ def test_counts_by_layer_and_step(tiny_wan: Any) -> None:
     assert data["cross"]["reused"] == data["cross"]["dense"] == 12
     assert 0 < data["time"]["attention_share"] < 1
     assert data["time"]["compile_s"] == 0
+    (plan,) = data["plans"]
+    assert (plan["pattern"], plan["backend"], plan["calls"]) == ("sliding_tile", "torch", 12)
+    assert plan["launched_density"] == data["self"]["launched_density"]
+    assert plan["predicted_ms"] is None  # there is no table for a CPU
     text = str(report)
+    assert f"plan             sliding_tile: {plan['blocks']} tiles of 2x3x3, launched" in text
     for part in ("self-attention   24 calls: 12 sparse (50%), 12 dense (50%)", "dense because"):
         assert part in text
     assert max(len(line) for line in text.splitlines()) <= 80
