@@ -40,10 +40,10 @@ DENSITY = 0.3
 class _Bands(Rules):
     """Parameters of both bands.
 
-    density: share of the video's pairs that the bare band keeps, in (0, 1); 0.3 unless width is
+    density: share of the video's pairs that the bare band keeps, in (0, 1); 0.3 unless `reach` is
         given.
-    width: instead of it, {"tokens": n}, {"fraction": f} of the video's tokens or {"tiles": n}
-        blocks of 128 to either side.
+    reach: instead of it, the band's width to either side: {"tokens": n}, {"fraction": f} of the
+        video's tokens, or {"tiles": n} blocks of 128.
     sink: all queries see the first keys, as many as a frame has.
     tile: "auto" cuts the video in runs of 128 tokens in the band's order where the backend can read
         them; [t, h, w] as for sliding_tile. exact: mask tokens in partial blocks.
@@ -52,16 +52,16 @@ class _Bands(Rules):
     order: ClassVar[Triple]
 
     density: Any = None
-    width: Any = None
+    reach: Any = None
     sink: bool = True
     tile: Any = "auto"
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.width is not None:
+        if self.reach is not None:
             if self.density is not None:
-                raise DitAccelError("width, density: expected one of them, got both.")
-            object.__setattr__(self, "width", Window.parse(self.width, "width", 1))
+                raise DitAccelError("reach, density: expected one of them, got both.")
+            object.__setattr__(self, "reach", Window.parse(self.reach, "reach", 1))
         elif self.density is None:
             object.__setattr__(self, "density", DENSITY)
         if self.density is not None:
@@ -78,13 +78,13 @@ class _Bands(Rules):
     def band(self, grid: Triple) -> Band:
         """The band over a grid: its order, its width in tokens and its sink."""
         tokens = math.prod(grid)
-        if self.width is None:
+        if self.reach is None:
             width = tokens * (1 - math.sqrt(1 - self.density))
             width = math.ceil(width / BLOCK - 1e-9) * BLOCK
-        elif self.width.values[0] == WHOLE:
+        elif self.reach.values[0] == WHOLE:
             width = tokens
         else:
-            width = self.width.tokens(0, tokens, BLOCK)
+            width = self.reach.tokens(0, tokens, BLOCK)
         return Band(grid, self.order, width, grid[1] * grid[2] if self.sink else 0)
 
     def token_rule(self, grid: Triple, tiling: Tiling) -> Rule:

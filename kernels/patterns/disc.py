@@ -1,7 +1,7 @@
 """CLEAR's disc: keys within a circle of the picture, in frames nearby.
 
 Key (t', y', x') is seen by query (t, y, x) if (y - y')^2 + (x - x')^2 < r^2 (strictly) and
-|t - t'| <= frames // 2. Both are cut off at the borders, not moved inward.
+|t - t'| <= frame_window // 2. Both are cut off at the borders, not moved inward.
 Source: CLEAR (arXiv 2412.16112), for images; the window over frames is ours.
 """
 
@@ -27,20 +27,20 @@ class Disc(Rules):
 
     radius: {"tokens": r}, {"fraction": f} of the longer of height and width, or {"tiles": n} of the
         longer edge of a tile.
-    frames: the window over frames, {"tokens" | "fraction" | "tiles": n}; {"tokens": -1} is all.
+    frame_window: over frames, {"tokens" | "fraction" | "tiles": n}; {"tokens": -1} is all.
     tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens in partial blocks.
     """
 
     name: ClassVar[str] = "disc"
 
     radius: Any = field(default_factory=lambda: {"tokens": 16})
-    frames: Any = field(default_factory=lambda: {"tokens": WHOLE})
+    frame_window: Any = field(default_factory=lambda: {"tokens": WHOLE})
     tile: Any = "auto"
     exact: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", Window.parse(self.radius, "radius", 1))
-        object.__setattr__(self, "frames", Window.parse(self.frames, "frames", 1))
+        object.__setattr__(self, "frame_window", Window.parse(self.frame_window, "frame_window", 1))
         object.__setattr__(self, "tile", parse_tile(self.tile))
         check_flag("exact", self.exact)
 
@@ -77,9 +77,9 @@ class Disc(Rules):
         return max(1, math.ceil(radius[self.radius.unit] ** 2 - 1e-6))
 
     def _half(self, grid: Triple, edge: int) -> int:
-        if self.frames.values[0] == WHOLE:
+        if self.frame_window.values[0] == WHOLE:
             return grid[0]
-        return self.frames.tokens(0, grid[0], edge) // 2
+        return self.frame_window.tokens(0, grid[0], edge) // 2
 
 
 def _near(length: int, half: int) -> np.ndarray:

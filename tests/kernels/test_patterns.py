@@ -68,7 +68,7 @@ def test_parts_with_tiles_of_their_own_lose_nothing(kind: str) -> None:
     layout = TokenLayout((6, 10, 12))
     parts = [
         pattern("sliding_tile", window={"tiles": [1, 3, 1]}, tile=[3, 2, 4]),
-        pattern("temporal_band", width={"tokens": 12}),
+        pattern("temporal_band", reach={"tokens": 12}),
         pattern("disc", radius={"tokens": 3}, tile=[1, 4, 4]),
     ]
     together = kept(plan_for(layout, pattern("union", union=parts), "cpu", layout_kind=kind))
@@ -134,12 +134,12 @@ def test_one_mask_a_call() -> None:
         ("radial", {"sink": 2}, "sink: expected true or false"),
         ("disc", {"radius": {"tokens": 0.5}}, "radius.tokens: expected whole numbers"),
         ("disc", {"radius": 5}, "radius: expected one of {tiles = n}"),
-        ("disc", {"frames": {"tokens": [1, 2]}}, "frames.tokens: expected one value"),
+        ("disc", {"frame_window": {"tokens": [1, 2]}}, "frame_window.tokens: expected one"),
         ("inward_window", {"base": {"tokens": [1, 2, 3]}}, "base.tokens: expected two values"),
         ("power_strided", {"sink": -1}, "sink: .*the nearest legal value is 0"),
         ("spatial_band", {"density": 1.5}, "density: expected a number between 0 and 1"),
-        ("spatial_band", {"density": 0.3, "width": {"tokens": 9}}, "expected one of them"),
-        ("temporal_band", {"width": {"frames": 3}}, "unknown unit of width 'frames'"),
+        ("spatial_band", {"density": 0.3, "reach": {"tokens": 9}}, "expected one of them"),
+        ("temporal_band", {"reach": {"frames": 3}}, "unknown unit of reach 'frames'"),
         ("union", {"union": "radial"}, "union: expected a list"),
     ],
 )  # fmt: skip

@@ -234,7 +234,7 @@ for radius, frames in ((4, 3), (1, -1), (6, 4), (99, 1)):
         "disc",
         lambda grid, parts, r=radius, f=frames: disc(grid, r, 2 * grid[0] if f < 0 else f),
         radius={"tokens": radius},
-        frames={"tokens": frames},
+        frame_window={"tokens": frames},
     )
 case(
     "fraction",
@@ -272,7 +272,7 @@ for temporal in (False, True):
                 sink,
                 temporal,
             ),
-            width={"tokens": width} if width >= 1 else {"fraction": width},
+            reach={"tokens": width} if width >= 1 else {"fraction": width},
             sink=sink,
         )
 case("", "full", lambda grid, parts: np.ones((math.prod(grid),) * 2, bool))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 import dit_accel
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.patterns import pattern, plan_for
+from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.reference import dense_mask
 from dit_accel.layout import TokenLayout
@@ -284,3 +286,9 @@ def test_receipts_of_runs() -> None:
     ]
     told = {**row, "predicted_ms": 2.0, "predicted_dense_ms": 5.0}
     assert plan_lines(told)[1] == "predicted 2.00 ms a call, dense 5.00 (2.50x)"
+
+
+def test_no_pattern_s_parameter_is_one_of_plan_s_own() -> None:
+    own = set(inspect.signature(dit_accel.plan).parameters)
+    for kind in PATTERNS.values():
+        assert not own & {field.name for field in dataclasses.fields(kind)}
