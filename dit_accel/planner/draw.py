@@ -175,8 +175,8 @@ def _arrange(frames: int, size: tuple[int, int], room: int) -> tuple[int, int]:
 def _used(frames: list[Image.Image], mask: Image.Image) -> set[Color]:
     found: set[Color] = set()
     for image in (*frames, mask):
-        pixels = np.unique(np.asarray(image).reshape(-1, 3), axis=0).tolist()
-        found.update((r, g, b) for r, g, b in pixels)
+        colors = image.getcolors(image.width * image.height) or []
+        found.update(color for _, color in colors if isinstance(color, tuple))
     return found
 
 
