@@ -176,7 +176,7 @@ def _used(frames: list[Image.Image], mask: Image.Image) -> set[Color]:
     found: set[Color] = set()
     for image in (*frames, mask):
         colors = image.getcolors(image.width * image.height) or []
-        found.update(color for _, color in colors if isinstance(color, tuple))
+        found.update((c[0], c[1], c[2]) for _, c in colors if isinstance(c, tuple))
     return found
 
 
