@@ -21,6 +21,19 @@ def python(code: str, *, cwd: Path, path: str = "") -> subprocess.CompletedProce
     )
 
 
+def test_every_folder_of_code_is_packaged() -> None:
+    """And what the packages read at run time: data files beside the code."""
+    text = (ROOT / "pyproject.toml").read_text()
+    for top in ("dit_accel", *MAPPED):
+        for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
+            name = ".".join(folder.relative_to(ROOT).parts)
+            full = name if top == "dit_accel" else f"dit_accel.{name}"
+            assert f'"{full}",' in text, full
+        for path in (ROOT / top).rglob("*"):
+            if path.suffix in (".css", ".js", ".jinja"):
+                assert f'"{path.name}"' in text, path
+
+
 def test_mapped_folders_have_no_init() -> None:
     assert not [name for name in MAPPED if (ROOT / name / "__init__.py").exists()]
 
