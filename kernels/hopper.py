@@ -42,10 +42,6 @@ class Config:
     registers: int = 240
     feeder: int = 24
 
-    def shared_bytes(self, dim: int) -> int:
-        """Shared memory: two blocks of queries, the output, the staged key and value tiles."""
-        return 2 * (3 * 128 + 2 * 128 * self.stages) * dim
-
 
 CONFIGS = {64: Config(stages=4), 128: Config(stages=2)}
 
