@@ -52,6 +52,9 @@ class FlexPlan:
     k_slots: int
 
 
+KINDS = 1024
+"""Kinds of inputs (dtype, head_dim, mask, ...) that FlexAttention may be compiled for."""
+
 _PLANS: WeakKeyDictionary[BlockPlan, FlexPlan] = WeakKeyDictionary()
 
 
@@ -264,9 +267,22 @@ def _pooled(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
+    """FlexAttention, always compiled: eager, it ignores the lists of a block mask.
+
+    torch.compile goes back to eager when a function has been compiled for too many kinds of
+    inputs, so that limit is lifted here, and where it is met all the same it is an error.
+    """
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention as flex
 
-    return torch.compile(flex)
+    new = hasattr(config, "fail_on_recompile_limit_hit")
+    names = (
+        ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+        if new
+        else ("cache_size_limit", "accumulated_cache_size_limit", "fail_on_cache_limit_hit")
+    )
+    patch: Any = config.patch
+    return patch(dict(zip(names, (KINDS, KINDS, True), strict=True)))(torch.compile(flex))
 
 
 def _call(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo import config
 
 from dit_accel.kernels import flex_backend
 from dit_accel.kernels.backends import AUTOMATIC, BACKENDS, eligible
@@ -160,6 +161,15 @@ def test_rows_outside_every_block(qkv: Make, random_plan: Make, assert_right: Ma
     assert_right(result, q, k, v, mask)
 
 
-def test_always_compiled() -> None:
-    """Eager FlexAttention ignores the lists of a block mask."""
-    assert hasattr(flex_backend._compiled(), "_torchdynamo_orig_callable")
+def test_always_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager FlexAttention ignores the lists of a block mask: torch.compile must never go back."""
+    seen = []
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        limits = ("recompile_limit", "fail_on_recompile_limit_hit")
+        return lambda: seen.append((function.__name__, *(getattr(config, k) for k in limits)))
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    flex_backend._compiled.__wrapped__()()
+    assert seen == [("flex_attention", flex_backend.KINDS, True)]
+    assert not config.fail_on_recompile_limit_hit
