@@ -151,8 +151,10 @@ def density_profile(
     layout: TokenLayout, density: float, device: torch.device, backend: str | None
 ) -> Profile:
     """sliding_tile in every self-attention layer, its window nearest to a launched density."""
-    hopper = "hopper" in BACKENDS and BACKENDS["hopper"].machine() is None
-    name = backend or ("hopper" if hopper else "torch" if device.type == "cpu" else "triton")
+    here = "torch" if device.type == "cpu" else "triton"
+    if device.type == "cuda" and BACKENDS["hopper"].machine() is None:
+        here = "hopper"
+    name = backend or here
     pattern = sliding_tile(layout, density, layout_kind_of(name, device))
     rule = Rule(attention="self", compute=pattern)
     return Profile(f"sliding_tile@{density:g}", rules=(rule,), breakeven=False)
