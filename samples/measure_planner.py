@@ -2,11 +2,12 @@
 
     python samples/measure_planner.py --out samples/results/planner_<gpu>.csv
 
-First calls of round sizes are timed and the constants of dit_accel/planner/tables/<gpu>.csv fitted
-to them. Then (model, pattern) pairs that took no part in that are timed, predicted from the table
-and written side by side to --out. `--check` only does the second part, with the table there is.
-Every result is proven against an oracle before it is timed; times are the GPU's, without the host's
-part of a call. `--tiny` runs everything on small calls, to try the script where there is no GPU.
+Several processes compile every call and prove its result against an oracle. Then, alone on the
+GPU, calls of round sizes are timed, and the constants of dit_accel/planner/tables/<gpu>.csv
+fitted to them; then (model, pattern) pairs that took no part in that, predicted from the table and
+written side by side to --out. `--check` leaves the table as it is. Times are the GPU's, without the
+host's part of a call. `--tiny` runs everything on small calls, to try the script where there is no
+GPU. About 150 s with nothing compiled before, on one GPU with 16 cores.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import multiprocessing
 import statistics
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +33,9 @@ from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.machine import machine
 from dit_accel.bench.proof import expected_rows, poisoned, prove
 from dit_accel.bench.timing import Rotation, measure
-from dit_accel.kernels.backends import eligible, moves_tokens
+from dit_accel.kernels.backends import BACKENDS, eligible, moves_tokens
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.patterns import pattern, plan_for
+from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.layout import TokenLayout
@@ -52,8 +58,9 @@ STOCK = ("cudnn", "fa2", "sdpa")
 LENGTHS = (4096, 8192, 16384, 32768)
 GRIDS = ((12, 32, 40), (16, 45, 53), (5, 64, 96))
 """Grids that boxes and tiles of 120 tokens do not divide, so that short blocks are there."""
-TINY_LENGTHS, TINY_GRIDS = (256, 384), ((3, 9, 10), (5, 6, 13))
-HEADS = (4, 16)
+TINY_LENGTHS, TINY_GRIDS = (128, 192), ((3, 6, 9), (4, 5, 11))
+HEADS, TINY_HEADS = (4, 16), (1, 2)
+TINY_GRID = (3, 7, 9)
 HEAD_DIMS = (64, 128)
 RULES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sliding_tile", {"window": {"fraction": [0.6, 0.5, 0.5]}}),
@@ -77,7 +84,22 @@ CHECKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention_tile", {"references": 4}),
     ("disc", {"radius": {"fraction": 0.3}, "exact": True}),
 )
+PATTERNS_EACH = 2
+"""Each model takes every second of these patterns, in turn from the first and from the second."""
 WITHIN = 0.15
+LONG = 5e13
+"""Floating-point operations after which a call is not repeated again, past LEAST times."""
+LEAST = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call, the pattern that makes its plan, who runs it, and how that one reads blocks."""
+
+    call: Subject
+    rule: Pattern
+    backend: str
+    kind: LayoutKind
 
 
 @dataclass(frozen=True)
@@ -88,47 +110,66 @@ class Bench:
     dtype: torch.dtype
     lengths: tuple[int, ...]
     grids: tuple[tuple[int, int, int], ...]
+    heads: tuple[int, ...]
     repeats: int
 
-    def backends(self, dim: int) -> list[str]:
-        """Sparse backends that can run a call here; torch's has no cost of blocks on a GPU."""
-        layout = TokenLayout((1, 1, 256))
-        inputs = make_inputs(Case("", "", layout, 1, dim), self.dtype, self.device)
-        plan = plan_for(layout, pattern("full"), self.device)
-        names = [name for name in KINDS if name != "torch" or self.device.type == "cpu"]
-        return [name for name in names if eligible(name, *inputs, plan) is None]
+    @property
+    def backends(self) -> list[str]:
+        """Sparse backends to measure; torch's has no cost of blocks on a GPU."""
+        return [name for name in KINDS if name != "torch" or self.device.type == "cpu"]
 
-    def sparse(
-        self, call: Subject, rule: Any, backend: str, kind: LayoutKind
-    ) -> tuple[float, BlockPlan] | None:
-        """Milliseconds and plan of a proven call, None where the backend cannot run it."""
-        plan = plan_for(call.layout, rule, self.device, call.heads, kind)
+    def inputs(self, call: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         case = Case("", "", call.layout, call.heads, call.head_dim)
-        inputs = make_inputs(case, self.dtype, self.device)
-        if eligible(backend, *inputs, plan) is not None:
+        return make_inputs(case, self.dtype, self.device)
+
+    def plan(self, job: Job) -> BlockPlan:
+        return plan_for(job.call.layout, job.rule, self.device, job.call.heads, job.kind)
+
+    def prove(self, job: Job) -> str | None:
+        """What is wrong with a job's result, "" where nothing is; None where it cannot run.
+
+        Leaves the kernels in Triton's cache on disk.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the last job: other processes need room too
+        plan, inputs = self.plan(job), self.inputs(job.call)
+        if eligible(job.backend, *inputs, plan) is not None:
             return None
-        out = poisoned(lambda: block_sparse_attention(*inputs, plan, backend=backend), inputs[0])
-        proof = prove(out, expected_rows(*inputs, plan))
-        if not proof.ok:
-            raise SystemExit(f"{backend} is wrong on {call.name}, {rule.name}: {proof.why}")
-        del out
-        given = Rotation(inputs)
+        out = poisoned(
+            lambda: block_sparse_attention(*inputs, plan, backend=job.backend), inputs[0]
+        )
+        return prove(out, expected_rows(*inputs, plan)).why
+
+    def sparse(self, job: Job) -> tuple[float, BlockPlan]:
+        """Milliseconds and plan of a proven job."""
+        plan, given = self.plan(job), Rotation(self.inputs(job.call))
+        density = plan.launched_density(job.backend)
         timing = measure(
-            lambda: block_sparse_attention(*given(), plan, backend=backend),
+            lambda: block_sparse_attention(*given(), plan, backend=job.backend),
             self.device,
-            self.repeats,
+            self.times(density * job.call.attention_flops),
+            warmup=1,
         )
         return timing.median_ms, plan
 
     def dense(self, call: Subject) -> float:
         """Milliseconds of the fastest of torch's dense kernels."""
-        case = Case("", "", call.layout, call.heads, call.head_dim)
-        given = Rotation(make_inputs(case, self.dtype, self.device))
-        kernels = [kernel for kernel in dense.present(self.device)[0] if kernel.name in STOCK]
-        return min(
-            measure(lambda kernel=kernel: kernel.run(*given()), self.device, self.repeats).median_ms
-            for kernel in kernels
-        )
+        given = Rotation(self.inputs(call))
+        run = fastest_dense(self, call.head_dim).run
+        times = self.times(call.attention_flops)
+        return measure(lambda: run(*given()), self.device, times, warmup=1).median_ms
+
+    def times(self, flops: float) -> int:
+        """How often a call is timed: a long one less, its times scatter little."""
+        return min(self.repeats, max(LEAST, int(LONG / flops)))
+
+
+@lru_cache
+def fastest_dense(bench: Bench, dim: int) -> dense.DenseKernel:
+    """The fastest of torch's dense kernels for a head_dim, on a call of middling length."""
+    given = Rotation(bench.inputs(at_grid((1, 1, bench.lengths[1]), bench.heads[-1], dim)))
+    kernels = [kernel for kernel in dense.present(bench.device)[0] if kernel.name in STOCK]
+    return min(kernels, key=lambda k: measure(lambda: k.run(*given()), bench.device, 5).median_ms)
 
 
 def main() -> None:
@@ -137,6 +178,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="default: the planner's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=12, help="processes that compile and prove")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
@@ -147,13 +189,21 @@ def main() -> None:
         torch.bfloat16 if cuda else torch.float32,
         TINY_LENGTHS if options.tiny else LENGTHS,
         TINY_GRIDS if options.tiny else GRIDS,
+        TINY_HEADS if options.tiny else HEADS,
         options.repeats,
     )
     here = machine(device)
     path = options.table or TABLES / f"{gpu_key(here.machine)}.csv"
+    began = time.perf_counter()
+    rounds = [] if options.check else round_jobs(bench)
+    pairs = check_jobs(bench, options.tiny)
+    workers = min(options.workers, 2) if options.tiny else options.workers
+    ready = set(proven(bench, [*rounds, *pairs], workers))
+    print(f"{len(ready)} calls proven in {time.perf_counter() - began:.0f} s", flush=True)
     if not options.check:
-        table = calibrated(bench, gpu_key(here.machine))
+        table = calibrated(bench, gpu_key(here.machine), [job for job in rounds if job in ready])
         write_table(path, table, f"samples/measure_planner.py at {here.commit}")
+        print(f"{path} after {time.perf_counter() - began:.0f} s", flush=True)
     found = cost_table(path.stem, path.parent)
     if found is None:
         raise SystemExit(f"there is no table {path}: run without --check first")
@@ -162,7 +212,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer: csv.DictWriter[str] | None = None
-        for row in compared(bench, found, options.tiny):
+        for row in compared(bench, found, [job for job in pairs if job in ready]):
             if writer is None:
                 writer = csv.DictWriter(file, [*row, *common])
                 writer.writeheader()
@@ -170,89 +220,144 @@ def main() -> None:
             file.flush()
             rows.append(row)
             print(row, flush=True)
+    summary(rows)
+    print(f"{time.perf_counter() - began:.0f} s in all")
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> None:
+    """How many predictions were close, and for which pairs and ways of reading blocks."""
     errors = [abs(float(row["error"])) for row in rows]
+    ways = Counter(f"{row['backend']} {'moved' if row['moved'] else row['blocks']}" for row in rows)
+    pairs = {(row["model"], row["pattern"], row["parameters"]) for row in rows}
+    print(f"{len(pairs)} pairs of model and pattern: {dict(ways)}")
     within = sum(error <= WITHIN for error in errors)
     print(
-        f"{within} of {len(errors)} pairs within {WITHIN:.0%}; median error "
+        f"{within} of {len(errors)} calls within {WITHIN:.0%}; median error "
         f"{statistics.median(errors):.1%}, worst {max(errors):.1%}"
     )
 
 
-def calibrated(bench: Bench, gpu: str) -> CostTable:
+def round_jobs(bench: Bench) -> list[Job]:
+    """Whole blocks alone, then patterns with short and masked blocks."""
+    found = []
+    for dim in HEAD_DIMS:
+        calls = [(at_grid((1, 1, n), heads, dim), pattern("full"))
+                 for n in bench.lengths for heads in bench.heads]  # fmt: skip
+        for grid in bench.grids:
+            calls += [
+                (at_grid(grid, bench.heads[-1], dim), pattern(name, **kw)) for name, kw in RULES
+            ]
+        found += [Job(*call, name, KINDS[name][0]) for name in bench.backends for call in calls]
+    return found
+
+
+def check_jobs(bench: Bench, tiny: bool) -> list[Job]:
+    """Pairs of model and pattern, on every backend and way of reading blocks."""
+    found = []
+    for number, name in enumerate(MODELS):
+        call = shrunk(subject(name)) if tiny else subject(name)
+        own = CHECKS[number % PATTERNS_EACH :: PATTERNS_EACH]
+        rules = [pattern(rule, **parameters) for rule, parameters in own]
+        found += [
+            Job(call, rule, backend, kind)
+            for rule in rules
+            for backend in bench.backends
+            for kind in KINDS[backend]
+        ]
+    return found
+
+
+def proven(bench: Bench, jobs: Sequence[Job], workers: int) -> list[Job]:
+    """The jobs that can run here; SystemExit where the result of one is wrong."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        pending: list[tuple[Job, Future[str | None]]] = []
+        # Asking for Hopper's kernel compiles its self-test: meanwhile the others' jobs run.
+        for name in sorted(bench.backends, key=lambda name: name == "hopper"):
+            if BACKENDS[name].machine() is None:
+                own = spread([job for job in jobs if job.backend == name])
+                pending += [(job, pool.submit(bench.prove, job)) for job in own]
+        results = [(job, future.result()) for job, future in pending]
+    for job, why in results:
+        if why:
+            raise SystemExit(f"{job.backend} is wrong on {job.call.name}, {job.rule.name}: {why}")
+    return [job for job, why in results if why is not None]
+
+
+def spread(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs in an order in which those that share a kernel are apart, so that few compile it."""
+    seen: Counter[tuple[str, int]] = Counter()
+    turns = []
+    for job in jobs:
+        kernel = job.rule.name, job.call.head_dim
+        turns.append(seen[kernel])
+        seen[kernel] += 1
+    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
+
+
+def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
     """Constants of every backend and head_dim, fitted to calls of round sizes."""
     cuda = bench.device.type == "cuda"
     programs = torch.cuda.get_device_properties(bench.device).multi_processor_count if cuda else 1
     constants: dict[tuple[str, int], Constants] = {}
     for dim in HEAD_DIMS:
         constants[DENSE, dim] = fit(list(dense_samples(bench, dim)), programs)
-        for backend in bench.backends(dim):
-            samples = list(sparse_samples(bench, backend, dim))
-            constants[backend, dim] = fit(samples, programs)
-            print(backend, dim, constants[backend, dim], flush=True)
+        for backend in bench.backends:
+            own = [job for job in jobs if (job.backend, job.call.head_dim) == (backend, dim)]
+            if own:
+                constants[backend, dim] = fit([sample(bench, job) for job in own], programs)
+                print(backend, dim, len(own), constants[backend, dim], flush=True)
     return CostTable(gpu, constants, programs, linear_tflops(bench), copy_gbs(bench))
 
 
 def dense_samples(bench: Bench, dim: int) -> Iterator[Sample]:
     """Dense calls of round lengths."""
     for length in bench.lengths:
-        for heads in HEADS:
+        for heads in bench.heads:
             call = at_grid((1, 1, length), heads, dim)
             yield Sample(bench.dense(call), 1, heads, length)
 
 
-def sparse_samples(bench: Bench, backend: str, dim: int) -> Iterator[Sample]:
-    """Whole blocks alone, then patterns with short and masked blocks."""
-    calls = [(at_grid((1, 1, n), heads, dim), pattern("full"))
-             for n in bench.lengths for heads in HEADS]  # fmt: skip
-    for grid in bench.grids:
-        calls += [(at_grid(grid, HEADS[-1], dim), pattern(name, **kw)) for name, kw in RULES]
-    for call, rule in calls:
-        found = bench.sparse(call, rule, backend, KINDS[backend][0])
-        if found is not None:
-            yield Sample(found[0], 1, call.heads, call.layout.length, found[1])
+def sample(bench: Bench, job: Job) -> Sample:
+    """A timed job."""
+    ms, plan = bench.sparse(job)
+    return Sample(ms, 1, job.call.heads, job.call.layout.length, plan)
 
 
-def compared(bench: Bench, table: CostTable, tiny: bool) -> Iterator[dict[str, Any]]:
-    """Measured and predicted milliseconds of each pair, on every backend of the table."""
-    for name in MODELS:
-        call = shrunk(subject(name)) if tiny else subject(name)
-        dense_ms = bench.dense(call)
-        predicted_dense = table.dense_ms(1, call.heads, call.layout.length, call.head_dim)
-        for rule_name, parameters in CHECKS:
-            rule = pattern(rule_name, **parameters)
-            for backend, kind in ((b, kind) for b in table.backends for kind in KINDS[b]):
-                found = bench.sparse(call, rule, backend, kind)
-                if found is None:
-                    continue
-                ms, plan = found
-                moved = moves_tokens(backend, plan)
-                predicted = table.sparse_ms(
-                    plan, backend, 1, call.heads, call.head_dim, moved=moved
-                )
-                yield {
-                    "model": name,
-                    "tokens": call.layout.length,
-                    "heads": call.heads,
-                    "head_dim": call.head_dim,
-                    "pattern": rule_name,
-                    "parameters": describe(rule),
-                    "backend": backend,
-                    "blocks": kind,
-                    "moved": moved,
-                    "launched_density": round(plan.launched_density(backend), 4),
-                    "dense_ms": round(dense_ms, 4),
-                    "predicted_dense_ms": round(predicted_dense, 4),
-                    "measured_ms": round(ms, 4),
-                    "predicted_ms": round(predicted, 4),
-                    "error": round(predicted / ms - 1, 4),
-                }
+def compared(bench: Bench, table: CostTable, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """Measured and predicted milliseconds of each job on a backend of the table."""
+    dense_ms = {call: bench.dense(call) for call in dict.fromkeys(job.call for job in jobs)}
+    for job in jobs:
+        if job.backend not in table.backends:
+            continue
+        call = job.call
+        length, heads, dim = call.layout.length, call.heads, call.head_dim
+        ms, plan = bench.sparse(job)
+        moved = moves_tokens(job.backend, plan)
+        predicted = table.sparse_ms(plan, job.backend, 1, heads, dim, moved=moved)
+        yield {
+            "model": call.name,
+            "tokens": length,
+            "heads": heads,
+            "head_dim": dim,
+            "pattern": job.rule.name,
+            "parameters": describe(job.rule),
+            "backend": job.backend,
+            "blocks": job.kind,
+            "moved": moved,
+            "launched_density": round(plan.launched_density(job.backend), 4),
+            "dense_ms": round(dense_ms[call], 4),
+            "predicted_dense_ms": round(table.dense_ms(1, heads, length, dim), 4),
+            "measured_ms": round(ms, 4),
+            "predicted_ms": round(predicted, 4),
+            "error": round(predicted / ms - 1, 4),
+        }
 
 
 def shrunk(call: Subject) -> Subject:
     """The same kind of call, small enough for a CPU."""
-    t, h, w = (min(n, most) for n, most in zip(call.layout.grid, (3, 10, 11), strict=True))
+    t, h, w = (min(n, most) for n, most in zip(call.layout.grid, TINY_GRID, strict=True))
     before, after = min(call.layout.before, 13), min(call.layout.after, 13)
-    return dataclasses.replace(call, layout=TokenLayout((t, h, w), before, after), heads=2)
+    return dataclasses.replace(call, layout=TokenLayout((t, h, w), before, after), heads=1)
 
 
 def linear_tflops(bench: Bench) -> float:
