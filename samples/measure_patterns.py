@@ -52,7 +52,7 @@ WITHIN, AGREE = 0.15, 0.03
 COARSE, FINE = 16, 256
 """The free parameter is tried at sixteenths, then between two of them, down to 1/256."""
 GUIDANCE, BRANCHES = 2.5, 2
-TINY = {"prompts": 2, "steps": 2, "frames": 17, "size": 96}
+TINY = {"prompts": 1, "steps": 2, "frames": 9, "size": 96}
 COLUMNS = (
     "name", "compute", "parameters", "target", "launched_density", "kept_density", "note",
     "psnr_median", "psnr_min", "ssim_median", "ssim_min", "adherence", "clips", "steps",
@@ -119,17 +119,14 @@ class Bench:
         grid = state.adapter.grid(self.pipe, self.size, self.size, self.frames)
         self.layout = TokenLayout(grid)
         model = self.pipe.transformer
-        shape = len(self.prompts), self.layout.length, model.config.num_attention_heads
-        self._call = tuple(
-            torch.empty(*shape, model.config.attention_head_dim, dtype=model.dtype)
-            .to(model.device)
-            for _ in range(3)
-        )  # fmt: skip
+        heads, dim = model.config.num_attention_heads, model.config.attention_head_dim
+        shape = (len(self.prompts), self.layout.length, heads, dim)
+        self._query = torch.empty(shape, dtype=model.dtype, device=model.device)
         self._state = state
 
     def plan(self, rule: Pattern) -> tuple[BlockPlan, str]:
         """The plan of a call, and the backend that runs it."""
-        plan, backend, reason = planned(self._state, self.layout, rule, self._call)
+        plan, backend, reason = planned(self._state, self.layout, rule, (self._query,) * 3)
         if reason is not None:
             raise SystemExit(f"{rule.name}: {backend}: {reason}")
         return plan, backend
@@ -189,7 +186,7 @@ class Judge:
         """Medians and worst clips; adherence is the mean of what could be judged."""
         with ThreadPoolExecutor() as pool:
             rows = list(pool.map(self._one, clips, self.dense, self.prompts))
-        found = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+        found = {name: [v for row in rows if (v := row[name]) is not None] for name in rows[0]}
         result: dict[str, Any] = {"clips": len(clips)}
         for name in ("psnr", "ssim"):
             result[f"{name}_median"] = round(statistics.median(found[name]), 4)
@@ -295,8 +292,8 @@ def line(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows by density, the highest median PSNR first."""
     shown = Table(title="Clips against dense, at equal launched density")
-    columns = ("target", "name", "launched_density", "kept_density", "psnr_median", "psnr_min")
-    columns += ("ssim_median", "ssim_min", "adherence", "note")
+    columns = ["target", "name", "launched_density", "kept_density", "psnr_median", "psnr_min"]
+    columns += ["ssim_median", "ssim_min", "adherence", "note"]
     for column in columns:
         shown.add_column(column.replace("_", " "))
     targets = list(dict.fromkeys(row["target"] for row in rows))
@@ -321,7 +318,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dense-layers", default="", help="as `layers` of a profile, such as 0,-1")
     parser.add_argument("--backend", help="default: the best for the device")
     parser.add_argument("--device", help="default: the GPU where there is one")
-    parser.add_argument("--tiny", action="store_true", help="a few small clips of two steps")
+    parser.add_argument("--tiny", action="store_true", help="one small clip of two steps")
     options = parser.parse_args(arguments)
     if options.tiny:
         vars(options).update(TINY)

@@ -40,8 +40,9 @@ def blocked(x: float) -> Pattern:
 
 
 def dilated(x: float) -> Pattern:
-    """Every second row and column; the window over frames is free."""
-    return pattern("neighborhood", window={"fraction": [x, 0.5, 0.5]}, dilation=(1, 2, 2))
+    """Every second row and column; the window over frames is free, up to 16."""
+    frames = max(1, round(16 * x))
+    return pattern("neighborhood", window={"tokens": [frames, -1, -1]}, dilation=(1, 2, 2))
 
 
 def banded(kind: str, **more: Any) -> Callable[[float], Pattern]:
