@@ -80,6 +80,26 @@ def test_families_hold_every_pattern_and_reach_from_sparse_to_more():
     assert seen >= set(PATTERNS) - {"full"}
 
 
+def test_fingerprints_tell_calls_apart_and_not_names():
+    layout = TokenLayout((4, 16, 16))
+
+    def mark(name: str, **parameters: Any) -> bytes:
+        return script.fingerprint(pattern(name, **parameters).build(layout, "cpu"))
+
+    near = {"fraction": [1.0, 0.375, 0.375]}
+    tile = {"tile": [4, 4, 4]}
+    base = mark("neighborhood", window=near, **tile)
+    # 6 and 7 of 16 tokens: in tiles of 4 the same blocks, masked not the same.
+    wider = {"fraction": [1.0, 0.4375, 0.4375]}
+    assert base == mark("neighborhood", window=wider, **tile)
+    assert mark("neighborhood", window=near, exact=True, **tile) != base
+    assert mark("neighborhood", window=near, exact=True, **tile) != mark(
+        "neighborhood", window=wider, exact=True, **tile
+    )
+    assert mark("neighborhood", window={"fraction": [1.0, 0.2, 0.375]}, **tile) != base
+    assert mark("neighborhood", window=near, tile=[2, 8, 4]) != base
+
+
 def test_a_call_that_ran_dense_unplanned_stops_the_measurement(tiny_wan):
     made = tiny_wan
     made.pipe.enable_sparse_attention(
