@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit_accel.bench import dense
 from dit_accel.bench.cases import Case, make_inputs
-from dit_accel.bench.plans import PLAN_KINDS, layout_kind_of
+from dit_accel.bench.plans import PLAN_KINDS, layout_kinds_of
 from dit_accel.bench.proof import Expected, expected_dense, expected_rows, poisoned, prove
 from dit_accel.bench.records import FAILED, OK, SKIPPED, WRONG, Row
 from dit_accel.bench.timing import Rotation, Timing, first_calls, measure
@@ -115,25 +115,25 @@ def _plan_rows(
     case: Case, kind: str, density: float, inputs: Rotation, found: DenseResult, options: Options
 ) -> Iterator[Row]:
     """Every backend on one plan; FA4's block-sparse kernel first, as the others refer to it."""
-    made: dict[str, tuple[BlockPlan, str, list[Expected]]] = {}
-    fa4: dict[str, float] = {}
+    made: dict[tuple[str, ...], tuple[BlockPlan, str, list[Expected]]] = {}
+    fa4: dict[tuple[str, ...], float] = {}
     q, k, v = inputs.sets[0]
     for backend in sorted(options.backends, key=lambda name: name != "fa4"):
         row = replace(_base_row("sparse", case, backend, options), plan=kind, density=density)
         if (reason := BACKENDS[backend].machine()) is not None:
             yield replace(row, status=SKIPPED, note=reason)
             continue
-        layout_kind = layout_kind_of(backend, options.device)
-        if layout_kind not in made:
+        kinds = layout_kinds_of(backend, options.device)
+        if kinds not in made:
             try:
                 plan, note = PLAN_KINDS[kind].build(
-                    case, density, options.device, layout_kind, options.tile
+                    case, density, options.device, backend, options.tile
                 )
-                made[layout_kind] = plan, note, expected_rows(q, k, v, plan)
+                made[kinds] = plan, note, expected_rows(q, k, v, plan)
             except torch.OutOfMemoryError as error:
                 yield replace(row, status=SKIPPED, note=_short(error))
                 continue
-        plan, note, expected = made[layout_kind]
+        plan, note, expected = made[kinds]
         row = replace(
             row,
             note=note,
@@ -154,8 +154,8 @@ def _plan_rows(
         kept, launched = plan.kept_density(), plan.launched_density(backend)
         row = _proven(row, call, once, q, expected, kept, launched, case, options)
         if backend == "fa4" and row.useful_tflops:
-            fa4[layout_kind] = row.useful_tflops
-        yield _with_ratios(row, found, fa4.get(layout_kind))
+            fa4[kinds] = row.useful_tflops
+        yield _with_ratios(row, found, fa4.get(kinds))
 
 
 def _proven(

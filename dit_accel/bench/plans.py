@@ -10,7 +10,9 @@ from functools import lru_cache
 import torch
 
 from dit_accel.bench.cases import Case
+from dit_accel.breakeven import effort
 from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.backends import moves_tokens
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
@@ -26,8 +28,8 @@ NEAR = 0.08
 """Relative distance of a density that is near enough."""
 SMALL_BLOCK = 0.7
 """How much nearer a plan of 64-token blocks must come."""
-LAYOUT_KINDS: dict[str, LayoutKind] = {"hopper": "boxes"}
-"""Backends that read tiles in another way than their device's default."""
+LAYOUT_KINDS: dict[str, tuple[LayoutKind, ...]] = {"hopper": ("boxes", "gather")}
+"""Backends that read tiles in other ways than their device's default."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PlanKind:
     """A way to make a plan of about a density for a case; `note` says what was made."""
 
     title: str
-    build: Callable[[Case, float, torch.device, LayoutKind, object], tuple[BlockPlan, str]]
+    build: Callable[[Case, float, torch.device, str, object], tuple[BlockPlan, str]]
     needs_grid: bool = False
 
 
@@ -78,30 +80,51 @@ def random_plan(
     )
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a pattern's plan costs."""
+
+    launched: float
+    kept: float
+    block: int
+    moved: int | None
+
+
 def sliding_tile(
     layout: TokenLayout,
     density: float,
-    layout_kind: LayoutKind,
+    backend: str,
+    device: torch.device,
     tile: object = "auto",
-) -> SlidingTile:
-    """The sliding tile pattern whose launched density is nearest to the one asked.
+) -> tuple[SlidingTile, LayoutKind]:
+    """The sliding tile pattern of about a launched density that wastes least, and its tiles' kind.
 
-    Square windows first; where none comes near, wide and high ones. Blocks of 128 slots, which
-    every kernel takes, go before smaller ones that are not much nearer.
+    Least effort of `backend` for a kept pair, among those that are near enough; the nearest where
+    none is. Square windows first, then wide and high ones. Blocks of 128 slots, which every kernel
+    takes, go before smaller ones that are not much nearer.
     """
-    tried: dict[SlidingTile, tuple[float, int]] = {}
+    found: list[tuple[float, float, SlidingTile, LayoutKind]] = []
+    for kind in layout_kinds_of(backend, device):
+        for pattern, made in _windows(layout, density, kind, tile).items():
+            small = SMALL_BLOCK if kind != "lengths" and made.block < 128 else 0.0
+            distance = max(abs(math.log(made.launched / density)) + small, NEAR)
+            effort_ = effort(backend, device.type, made.launched, made.moved) / made.kept
+            found.append((distance, effort_, pattern, kind))
+    return min(found, key=lambda one: one[:2])[2:]
 
-    def distance(pattern: SlidingTile) -> float:
-        launched, block = tried[pattern]
-        small = SMALL_BLOCK if layout_kind != "lengths" and block < 128 else 0.0
-        return abs(math.log(launched / density)) + small
 
+def _windows(
+    layout: TokenLayout, density: float, kind: LayoutKind, tile: object
+) -> dict[SlidingTile, Made]:
+    """Patterns around a density."""
+    tried: dict[SlidingTile, Made] = {}
     for aspect in ASPECTS:
         for frames in FRAMES if layout.grid[0] > 1 else (1.0,):
-            tried |= _bisected(layout, density, layout_kind, tile, frames, aspect)
-        if distance(best := min(tried, key=distance)) < NEAR:
+            tried |= _bisected(layout, density, kind, tile, frames, aspect)
+        nearest = min(abs(math.log(made.launched / density)) for made in tried.values())
+        if nearest < NEAR:
             break
-    return best
+    return tried
 
 
 def _bisected(
@@ -111,16 +134,16 @@ def _bisected(
     tile: object,
     frames: float,
     aspect: float,
-) -> dict[SlidingTile, tuple[float, int]]:
-    """Patterns around a density, with their own and their blocks: wider windows launch more."""
-    tried: dict[SlidingTile, tuple[float, int]] = {}
+) -> dict[SlidingTile, Made]:
+    """Patterns around a density: wider windows launch more."""
+    tried: dict[SlidingTile, Made] = {}
     low, high = 0, len(SIDES) - 1
     while low <= high:
         middle = (low + high) // 2
         sides = [min(1.0, round(SIDES[middle] * by, 3)) for by in (aspect, 1 / aspect)]
         pattern = SlidingTile(window={"fraction": [frames, *sides]}, tile=tile)
-        tried[pattern] = _launched(layout, pattern, layout_kind)
-        if tried[pattern][0] < density:
+        tried[pattern] = _made(layout, pattern, layout_kind)
+        if tried[pattern].launched < density:
             low = middle + 1
         else:
             high = middle - 1
@@ -128,53 +151,53 @@ def _bisected(
 
 
 @lru_cache(maxsize=4096)
-def _launched(
-    layout: TokenLayout, pattern: SlidingTile, layout_kind: LayoutKind
-) -> tuple[float, int]:
-    """Launched density of the pattern's plan, and its block."""
+def _made(layout: TokenLayout, pattern: SlidingTile, layout_kind: LayoutKind) -> Made:
     plan = pattern.build(layout, torch.device("cpu"), layout_kind=layout_kind)
-    return plan.launched_density("torch" if layout_kind == "lengths" else "triton"), plan.block_q
+    launched = plan.launched_density("torch" if layout_kind == "lengths" else "triton")
+    moved = moves_tokens("hopper", plan) and layout_kind == "gather"
+    return Made(launched, plan.kept_density(), plan.block_q, plan.q_length if moved else None)
 
 
-def layout_kind_of(backend: str, device: torch.device) -> LayoutKind:
-    """How a backend reads tiles, which decides how a grid is cut for it."""
+def layout_kinds_of(backend: str, device: torch.device) -> tuple[LayoutKind, ...]:
+    """How a backend can read tiles, which decides how a grid is cut for it."""
     if device.type != "cpu":
-        return LAYOUT_KINDS.get(backend, kind_for(device))
-    return "lengths" if backend in ("torch", "reference") else "gather"
+        return LAYOUT_KINDS.get(backend, (kind_for(device),))
+    return ("lengths",) if backend in ("torch", "reference") else ("gather",)
 
 
 def _random(
-    case: Case, density: float, device: torch.device, layout_kind: LayoutKind, tile: object
+    case: Case, density: float, device: torch.device, backend: str, tile: object
 ) -> tuple[BlockPlan, str]:
     return random_plan(case.layout.length, density, device), ""
 
 
 def _gather(
-    case: Case, density: float, device: torch.device, layout_kind: LayoutKind, tile: object
+    case: Case, density: float, device: torch.device, backend: str, tile: object
 ) -> tuple[BlockPlan, str]:
     return random_plan(case.layout.length, density, device, block_k=64), ""
 
 
 def _per_head(
-    case: Case, density: float, device: torch.device, layout_kind: LayoutKind, tile: object
+    case: Case, density: float, device: torch.device, backend: str, tile: object
 ) -> tuple[BlockPlan, str]:
     return random_plan(case.layout.length, density, device, heads=case.heads), ""
 
 
 def _sliding(
-    case: Case, density: float, device: torch.device, layout_kind: LayoutKind, tile: object
+    case: Case, density: float, device: torch.device, backend: str, tile: object
 ) -> tuple[BlockPlan, str]:
-    pattern = sliding_tile(case.layout, density, layout_kind, tile)
+    pattern, layout_kind = sliding_tile(case.layout, density, backend, device, tile)
     window = "/".join(f"{value:g}" for value in pattern.window.values)
     plan = plan_for(case.layout, pattern, device, layout_kind=layout_kind)
-    box = "x".join(map(str, plan.box)) + " boxes" if plan.box else "gathered tiles"
+    moved = "moved" if moves_tokens(backend, plan) else "gathered"
+    box = "x".join(map(str, plan.box)) + " boxes" if plan.box else f"{moved} tiles"
     return plan, f"window {window}, {box}"
 
 
 PLAN_KINDS: dict[str, PlanKind] = {
     "random": PlanKind("random 128-key blocks, one list for all heads", _random),
     "gather64": PlanKind("random 64-key blocks for 128 queries", _gather),
-    "sliding_tile": PlanKind("sliding_tile, window nearest to the density", _sliding, True),
+    "sliding_tile": PlanKind("sliding_tile, the best window near the density", _sliding, True),
     "per_head": PlanKind("random 128-key blocks, lists of their own per head", _per_head),
 }
 QUICK_KINDS = ("random", "gather64", "sliding_tile")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_accel import api
-from dit_accel.bench.plans import layout_kind_of, sliding_tile
+from dit_accel.bench.plans import sliding_tile
 from dit_accel.bench.records import StepRow
 from dit_accel.bench.step_models import Size, StepModel, build
 from dit_accel.bench.step_parts import (
@@ -155,7 +155,7 @@ def density_profile(
     if device.type == "cuda" and BACKENDS["hopper"].machine() is None:
         here = "hopper"
     name = backend or here
-    pattern = sliding_tile(layout, density, layout_kind_of(name, device))
+    pattern, _ = sliding_tile(layout, density, name, device)
     rule = Rule(attention="self", compute=pattern)
     return Profile(f"sliding_tile@{density:g}", rules=(rule,), breakeven=False)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_accel.bench import dense
 from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.kernels import Options, dense_result
-from dit_accel.bench.plans import layout_kind_of, sliding_tile
+from dit_accel.bench.plans import sliding_tile
 from dit_accel.bench.proof import expected_rows, prove
 from dit_accel.bench.records import OK, SKIPPED, WRONG, Row
 from dit_accel.bench.timing import measure, measure_wall
@@ -41,8 +41,9 @@ def whole_calls(case: Case, dense_rows: list[Row], options: Options) -> Iterator
             batch=1, heads=case.heads, tokens=case.layout.length, head_dim=case.head_dim,
             dtype=str(options.dtype).removeprefix("torch."),
         )  # fmt: skip
-        kind = layout_kind_of(backend, options.device)
-        pattern = sliding_tile(case.layout, WHOLE_DENSITY, kind, options.tile)
+        pattern, kind = sliding_tile(
+            case.layout, WHOLE_DENSITY, backend, options.device, options.tile
+        )
         place = (case.layout, pattern, options.device, None, kind)
         plan = plan_for(*place)
         if (reason := eligible(backend, q, k, v, plan)) is not None:
@@ -105,7 +106,7 @@ def permutation(case: Case, copy_gbytes_per_s: float, options: Options) -> Row:
     Bytes: each tensor and the index are read once and each result is written once.
     """
     q, k, v = inputs = make_inputs(case, options.dtype, options.device)
-    pattern = sliding_tile(case.layout, WHOLE_DENSITY, "gather", options.tile)
+    pattern, _ = sliding_tile(case.layout, WHOLE_DENSITY, "triton", options.device, options.tile)
     plan = plan_for(case.layout, pattern, options.device, layout_kind="gather")
     index = block_order(plan.k_blocks, plan.block_k)
     row = Row(

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dit_accel.bench.cases import CASES, make_inputs, pick_cases
-from dit_accel.bench.plans import layout_kind_of, random_plan, sliding_tile
+from dit_accel.bench.plans import layout_kinds_of, random_plan, sliding_tile
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.layout import TokenLayout
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize("block_k", [64, 128])
@@ -48,12 +48,14 @@ def test_random_lists_differ_per_head_and_repeat_per_seed() -> None:
     [TokenLayout((13, 30, 45)), TokenLayout((9, 32, 33), before=226), TokenLayout((1, 96, 80))],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["gather", "boxes", "lengths"])
-def test_window_nearest_to_a_density(layout: TokenLayout, kind: Any) -> None:
-    backend = "torch" if kind == "lengths" else "triton"
+@pytest.mark.parametrize(
+    ("backend", "device"), [("hopper", CUDA), ("triton", CUDA), ("triton", CPU), ("torch", CPU)]
+)
+def test_window_near_a_density(layout: TokenLayout, backend: str, device: torch.device) -> None:
     found = []
     for wanted in (0.5, 0.2):
-        pattern = sliding_tile(layout, wanted, kind)
+        pattern, kind = sliding_tile(layout, wanted, backend, device)
+        assert kind in layout_kinds_of(backend, device)
         plan = plan_for(layout, pattern, CPU, layout_kind=kind)
         assert kind == "lengths" or plan.block_q == 128
         found.append(plan.launched_density(backend))
@@ -62,14 +64,20 @@ def test_window_nearest_to_a_density(layout: TokenLayout, kind: Any) -> None:
 
 
 def test_the_tile_that_is_asked() -> None:
-    pattern = sliding_tile(TokenLayout((5, 16, 16)), 0.4, "gather", (2, 8, 8))
+    pattern, _ = sliding_tile(TokenLayout((5, 16, 16)), 0.4, "triton", CPU, (2, 8, 8))
     assert pattern.tile == (2, 8, 8)
 
 
 def test_layout_kinds_of_backends() -> None:
-    cuda = torch.device("cuda")
-    assert [layout_kind_of(n, cuda) for n in ("hopper", "triton")] == ["boxes", "gather"]
-    assert [layout_kind_of(n, CPU) for n in ("torch", "triton")] == ["lengths", "gather"]
+    kinds = [layout_kinds_of(name, CUDA) for name in ("hopper", "triton")]
+    assert kinds == [("boxes", "gather"), ("gather",)]
+    assert [layout_kinds_of(n, CPU) for n in ("torch", "triton")] == [("lengths",), ("gather",)]
+
+
+def test_tiles_that_fit_the_grid_are_moved_where_boxes_waste_more() -> None:
+    """Boxes of 128 tokens fit 13 x 30 x 45 badly; those of 24 x 16 x 16 exactly."""
+    assert sliding_tile(TokenLayout((13, 30, 45)), 0.2, "hopper", CUDA)[1] == "gather"
+    assert sliding_tile(TokenLayout((24, 16, 16)), 0.2, "hopper", CUDA)[1] == "boxes"
 
 
 def test_cases() -> None:
