@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, TokenMask
+from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, Rule, TokenMask
 from dit_accel.kernels.tiling import Geometry, Tiling, clipped_split, geometry, grouped
 from dit_accel.kernels.visibility import EVERY, NONE, Relation
 from dit_accel.layout import TokenLayout
 
 # Pairs of boxes that are looked at in one go.
 CHUNK = 1 << 23
-
-Rule = tuple[str, tuple[int, ...]]
+MAX_RULES = 2
+"""Token rules of a call: kernels evaluate all of them on every pair of a partial block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +54,11 @@ def build_plan(
 
     Every query token is computed, padded ones too (the stock call does so and drops them later);
     key blocks are cut to each sample's valid prefix and leave the lists where nothing is left.
-    Raises DitAccelError where partial blocks would need the masks of several token rules.
+    Raises DitAccelError where partial blocks would need more than MAX_RULES token rules, or not the
+    same ones for all heads.
     """
     device = torch.device(device)
-    rule = _one_rule(unions)
+    rules = _token_rules(unions)
     before, after = (span_runs(n, tiling.block) for n in (layout.before, layout.after))
     sizes = np.array([*before, *tiling.lengths, *after], np.int64)
     starts = sizes.cumsum() - sizes
@@ -73,7 +74,7 @@ def build_plan(
         _lists(geometry(tiling), union, len(before), keys_there, tiling.block) for union in unions
     ]
     full, whole, masked = _by_head(made, heads)
-    has_partial = rule is not None and masked.width > 0
+    has_partial = bool(rules) and masked.width > 0
     kinds = torch.stack([whole.sum(), full.count.sum()]).tolist()
     return BlockPlan(
         BlockTable(order, starts_there, sizes_there, where),
@@ -87,7 +88,7 @@ def build_plan(
         whole,
         masked.count if has_partial else None,
         masked.index if has_partial else None,
-        _token_mask(layout, rule, device) if has_partial and rule else None,
+        _token_mask(layout, rules, device) if has_partial else None,
         kinds=ListKinds(kinds[0] > 0, kinds[1] > kinds[0], has_partial),
         covers=True,
         box=tiling.box,
@@ -125,20 +126,30 @@ def token_coordinates(layout: TokenLayout, device: torch.device) -> Tensor:
     return coords
 
 
-def _token_mask(layout: TokenLayout, rule: Rule, device: torch.device) -> TokenMask:
+def _token_mask(layout: TokenLayout, rules: Sequence[Rule], device: torch.device) -> TokenMask:
     coords = token_coordinates(layout, device)
-    return TokenMask(rule[0], rule[1], coords, coords)
+    (name, params), *others = rules
+    return TokenMask(name, params, coords, coords, *others)
 
 
-def _one_rule(unions: Sequence[Union]) -> Rule | None:
-    rules = {member.rule for union in unions for member in union if member.rule is not None}
-    if len(rules) > 1:
+def _token_rules(unions: Sequence[Union]) -> tuple[Rule, ...]:
+    """The token rules of partial blocks: those of every union that has any."""
+    found = [tuple(dict.fromkeys(m.rule for m in union if m.rule is not None)) for union in unions]
+    masked = [rules for rules in found if rules]
+    if len({frozenset(rules) for rules in masked}) > 1:
+        names = ", ".join(sorted({name for rules in masked for name, _ in rules}))
+        raise DitAccelError(
+            f"exact: one call masks the tokens of all its heads by the same rules, and here heads "
+            f"differ ({names}): set exact = false for the heads of all but one of them."
+        )
+    rules = masked[0] if masked else ()
+    if len(rules) > MAX_RULES:
         names = ", ".join(sorted(name for name, _ in rules))
         raise DitAccelError(
-            f"exact: one call can mask the tokens of one rule, not of {len(rules)} ({names}): "
-            "set exact = false on all but one of them."
+            f"exact: one call can mask the tokens of at most {MAX_RULES} rules, not of "
+            f"{len(rules)} ({names}): set exact = false on all but {MAX_RULES} of them."
         )
-    return next(iter(rules), None)
+    return rules
 
 
 @dataclass(frozen=True, eq=False)

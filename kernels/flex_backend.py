@@ -26,7 +26,7 @@ from dit_accel.kernels.merge import merge
 from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.plan import BlockPlan, BlockTable, listed_entries
 from dit_accel.kernels.pooling import PooledKeys
-from dit_accel.kernels.token_rules import TOKEN_RULES
+from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -177,8 +177,9 @@ def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -
     _, short, partial, _ = plan.list_kinds
     if not partial or plan.token_mask is None or plan.partial_count is None:
         return inside
-    rule = TOKEN_RULES[plan.token_mask.name]
-    params = plan.token_mask.packed
+    rule, *others = (TOKEN_RULES[name] for name, _ in plan.token_mask.rules)
+    first, *rest = plan.token_mask.packed.split(MAX_PARAMS)
+    other, second = (others[0], rest[0]) if others else (None, first)
     q_at, k_at = (
         coords if index is None else coords[index.clamp_min(0).long()]
         for coords, index in (
@@ -188,9 +189,10 @@ def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -
     )
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        kept: Tensor = rule(
-            q_at[q, 0], q_at[q, 1], q_at[q, 2], k_at[k, 0], k_at[k, 1], k_at[k, 2], params
-        )
+        query, key = (q_at[q, 0], q_at[q, 1], q_at[q, 2]), (k_at[k, 0], k_at[k, 1], k_at[k, 2])
+        kept: Tensor = rule(*query, *key, first)
+        if other is not None:
+            kept = kept | other(*query, *key, second)
         return inside(b, h, q, k) & kept
 
     if not short:

@@ -319,7 +319,7 @@ def hopper_attention(
         q, k, v, lists.items, lists.work, lists.codes, lists.metas,
         None if mask is None else mask.packed, mask.name if mask else "", scale,
         plan.block_k, list(box or ()), list(plan.grid or (1, 1, 1)), plan.video_start,
-        runs, plan.covers_queries,
+        runs, plan.covers_queries, mask.other[0] if mask and mask.other else "",
     )  # fmt: skip
     return out, lse if return_lse else None
 
@@ -328,13 +328,13 @@ def hopper_attention(
 def hopper_forward(
     q: Tensor, k: Tensor, v: Tensor, items: Tensor, work: Tensor, codes: Tensor, metas: Tensor,
     rule_params: Tensor | None, rule: str, scale: float, block_k: int, box: list[int],
-    grid: list[int], video_start: int, runs: bool, covers: bool,
+    grid: list[int], video_start: int, runs: bool, covers: bool, other_rule: str = "",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The kernel behind `hopper_attention`: a WorkLists' fields, and where the video is.
 
     box: empty where every block is a run. runs: whether any block is one. rule: empty where no
-    list has partial entries. covers: whether every query is in a block (else the others are set to
-    0 and -inf first).
+    list has partial entries; other_rule: where there is no second one. covers: whether every query
+    is in a block (else the others are set to 0 and -inf first).
     """
     batch, length, heads, dim = q.shape
     out = torch.empty_like(q)
@@ -369,6 +369,7 @@ def hopper_forward(
             out.stride(0), out.stride(1), out.stride(2), *grid, video_start, scale * LOG2_E,
             D=dim, KB=block_k, STAGES=config.stages, Q_BOX=q_box, K_BOX=k_box, SPLIT=split,
             BOXES=bool(box), RUNS=runs, PARTIAL=bool(rule), RULE=RULES[rule or "box"],
+            OTHER=RULES[other_rule] if other_rule else None,
             REGISTERS=config.registers, FEEDER=config.feeder, num_warps=4, maxnreg=168,
         )  # fmt: skip
     return out, lse

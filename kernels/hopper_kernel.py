@@ -184,6 +184,7 @@ def _masked(
     s, codes, metas, rows, grid_t, grid_h, grid_w, rule_params,
     KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
+    OTHER: gl.constexpr,
 ):  # fmt: skip
     """Scores [64, 128] of one tile with -inf where a pair does not count.
 
@@ -219,6 +220,12 @@ def _masked(
             gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
             _load_params(rule_params),
         )  # fmt: skip
+        if OTHER is not None:
+            kept = kept | OTHER(
+                gl.expand_dims(qt, 1), gl.expand_dims(qh, 1), gl.expand_dims(qw, 1),
+                gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
+                _load_params(rule_params + 16),
+            )  # fmt: skip
         if KB == 64:
             keep = keep & (kept | gl.expand_dims((meta & 256) == 0, 0))
         else:
@@ -323,6 +330,7 @@ def _consume(
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
+    OTHER: gl.constexpr,
 ):  # fmt: skip
     """One loop over the key tiles of all items: an item's last product runs under the next one's
     first softmax, and its rows are stored there."""
@@ -353,7 +361,8 @@ def _consume(
         mbarrier.arrive(k_free.index(0), count=1)
     if bare == 0:
         s = _masked(s, codes + at, metas + at, code + HALF * SPLIT, grid_t, grid_h, grid_w,
-                    rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE)  # fmt: skip
+                    rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE,
+                    OTHER)  # fmt: skip
     p, top, sums, alpha = _softmax(s, top, sums, scale)
     mbarrier.wait(k_full.index(1), 0, pred=tiles > 1)
     w = gl.convert_layout(p.to(dtype), P_L)
@@ -394,7 +403,7 @@ def _consume(
             entry = at + t * (128 // KB)
             s = _masked(s, codes + entry, metas + entry, code + HALF * SPLIT, grid_t, grid_h,
                         grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL,
-                        RULE)  # fmt: skip
+                        RULE, OTHER)  # fmt: skip
         old_top = top
         old_sums = sums
         p, top, sums, alpha = _softmax(
@@ -448,7 +457,7 @@ def forward(
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
-    REGISTERS: gl.constexpr, FEEDER: gl.constexpr,
+    REGISTERS: gl.constexpr, FEEDER: gl.constexpr, OTHER: gl.constexpr = None,
 ):  # fmt: skip
     dtype: gl.constexpr = out_ptr.dtype.element_ty
     PIECE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, 64], dtype)
@@ -487,6 +496,7 @@ def forward(
                 width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
+                OTHER,
             )),
             (_consume, (
                 o_boxes, o_runs, q_s, o_s.index(1), k_s, v_s, q_full, q_free, k_full,
@@ -494,6 +504,7 @@ def forward(
                 width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
+                OTHER,
             )),
             (_produce, (
                 q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_in, v_in, q_full, q_free,

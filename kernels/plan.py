@@ -19,6 +19,9 @@ from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 if TYPE_CHECKING:
     from dit_accel.kernels.pooling import PooledKeys
 
+Rule = tuple[str, tuple[int, ...]]
+"""Name and parameters of a token rule."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenMask:
@@ -27,24 +30,43 @@ class TokenMask:
     name: a rule of `token_rules.TOKEN_RULES`.
     params: the rule's int32 parameters, at most MAX_PARAMS.
     q_coords, k_coords: int32 [Lq, 3], [Lk, 3], (t, h, w) of each token in raster order.
+    other: name and parameters of a second rule; a pair counts where either keeps it.
     """
 
     name: str
     params: tuple[int, ...]
     q_coords: Tensor
     k_coords: Tensor
+    other: Rule | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules; a pair counts where one of them keeps it."""
+        first = self.name, self.params
+        return (first,) if self.other is None else (first, self.other)
+
+    @property
+    def label(self) -> str:
+        """The rules' names, such as "disc" or "disc+radial"."""
+        return "+".join(name for name, _ in self.rules)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
         """bool [..., m, n] for raster token numbers `queries` [..., m] and `keys` [..., n]."""
         query = self.q_coords[queries.long()].unsqueeze(-2).unbind(-1)
         key = self.k_coords[keys.long()].unsqueeze(-3).unbind(-1)
         kept: Tensor = TOKEN_RULES[self.name](*query, *key, self.params)
+        if self.other is not None:
+            kept = kept | TOKEN_RULES[self.other[0]](*query, *key, self.other[1])
         return kept
 
     @cached_property
     def packed(self) -> Tensor:
-        """int32 [MAX_PARAMS]: the parameters where kernels read them."""
-        padded = [*self.params] + [0] * (MAX_PARAMS - len(self.params))
+        """int32 [MAX_PARAMS * rules]: the parameters where kernels read them, rule after rule."""
+        padded = [
+            value
+            for _, params in self.rules
+            for value in (*params, *(0 for _ in range(MAX_PARAMS - len(params))))
+        ]
         return torch.tensor(padded, dtype=torch.int32, device=self.q_coords.device)
 
     def to(self, device: torch.device | str) -> TokenMask:

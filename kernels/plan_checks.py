@@ -142,12 +142,13 @@ def _check_apart(plan: BlockPlan, count: Tensor, index: Tensor) -> None:
 
 
 def _check_mask(plan: BlockPlan, mask: TokenMask) -> None:
-    if mask.name not in TOKEN_RULES:
-        raise unknown("token rule", mask.name, TOKEN_RULES)
-    if len(mask.params) > MAX_PARAMS:
-        raise DitAccelError(
-            f"plan.token_mask: expected at most {MAX_PARAMS} parameters, got {len(mask.params)}."
-        )
+    for rule, params in mask.rules:
+        if rule not in TOKEN_RULES:
+            raise unknown("token rule", rule, TOKEN_RULES)
+        if len(params) > MAX_PARAMS:
+            raise DitAccelError(
+                f"plan.token_mask: expected at most {MAX_PARAMS} parameters, got {len(params)}."
+            )
     for name, coords, length in (
         ("q_coords", mask.q_coords, plan.q_length),
         ("k_coords", mask.k_coords, plan.k_length),

@@ -102,6 +102,7 @@ def _visit_masked(
     qt, qh, qw, k_coords, rule_params,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
     HAS_ORDER: tl.constexpr, MASK_TOKENS: tl.constexpr, MASK_FN: tl.constexpr,
+    OTHER_FN: tl.constexpr,
 ):  # fmt: skip
     dims = tl.arange(0, DP)
     columns = tl.arange(0, BN)
@@ -123,10 +124,16 @@ def _visit_masked(
         if MASK_TOKENS:
             at = k_coords + keys * 3
             kt, kh, kw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-            kept = kept & MASK_FN(
+            allowed = MASK_FN(
                 qt[:, None], qh[:, None], qw[:, None],
                 kt[None, :], kh[None, :], kw[None, :], load_params(rule_params),
             )  # fmt: skip
+            if OTHER_FN is not None:
+                allowed = allowed | OTHER_FN(
+                    qt[:, None], qh[:, None], qw[:, None],
+                    kt[None, :], kh[None, :], kw[None, :], load_params(rule_params + 16),
+                )  # fmt: skip
+            kept = kept & allowed
         s = tl.where(kept, s, float("-inf"))
         acc, top, total = _online(acc, top, total, s, v)
     return acc, top, total
@@ -175,6 +182,7 @@ def _forward(
     Q_SPLITS: tl.constexpr, K_SPLITS: tl.constexpr, Q_ORDER: tl.constexpr, K_ORDER: tl.constexpr,
     HAS_WHOLE: tl.constexpr, HAS_SHORT: tl.constexpr, HAS_PARTIAL: tl.constexpr,
     HAS_POOLED: tl.constexpr, TMA: tl.constexpr, NEGATIVE: tl.constexpr, MASK_FN: tl.constexpr,
+    OTHER_FN: tl.constexpr = None,
 ):  # fmt: skip
     pid = tl.program_id(0)
     piece = pid % Q_SPLITS
@@ -221,7 +229,7 @@ def _forward(
             acc, top, total, q, whole, tl.where(alive, tl.load(full_count + row), whole),
             full_index + row * full_width, k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale, qt, qh, qw, k_coords, rule_params,
-            D, DP, BN, K_SPLITS, K_ORDER, False, MASK_FN,
+            D, DP, BN, K_SPLITS, K_ORDER, False, MASK_FN, None,
         )  # fmt: skip
     if HAS_PARTIAL:
         at = q_coords + queries * 3
@@ -230,7 +238,7 @@ def _forward(
             acc, top, total, q, 0, tl.where(alive, tl.load(partial_count + row), 0),
             partial_index + row * partial_width, k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale, qt, qh, qw, k_coords, rule_params,
-            D, DP, BN, K_SPLITS, K_ORDER, True, MASK_FN,
+            D, DP, BN, K_SPLITS, K_ORDER, True, MASK_FN, OTHER_FN,
         )  # fmt: skip
     if HAS_POOLED:
         acc, top, total = _visit_pooled(
@@ -267,13 +275,14 @@ def block_sparse_forward(
     pooled_count: Tensor | None, pooled_index: Tensor | None,
     pooled_key: Tensor | None, pooled_value: Tensor | None, log_count: Tensor | None,
     scale: float, block_q: int, block_k: int, whole: bool, short: bool, covers: bool,
-    mask_name: str, mask_params: Tensor | None,
+    mask_name: str, mask_params: Tensor | None, other_mask: str = "",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The kernel behind `triton_attention`: BlockPlan's and PooledKeys' fields, one by one.
 
     whole, short: whether any full list has entries without, with a length mask. covers: whether
     every query is in a block (else the others are set to 0 and -inf first). mask_name is empty
-    where no list has partial entries; the pooled fields are None where there are none of these.
+    where no list has partial entries, other_mask where there is no second rule; the pooled fields
+    are None where there are none of these.
     """
     batch, length, heads, dim = q.shape
     out = torch.empty_like(q)
@@ -316,6 +325,7 @@ def block_sparse_forward(
             HAS_PARTIAL=bool(mask_name), HAS_POOLED=pooled_key is not None, TMA=config.tma,
             NEGATIVE=scale < 0,
             MASK_FN=MASK_FUNCTIONS[mask_name or "box"],
+            OTHER_FN=MASK_FUNCTIONS[other_mask] if other_mask else None,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return out, lse
@@ -364,5 +374,6 @@ def triton_attention(
         more.log_count if more else None,
         scale, plan.block_q, plan.block_k, whole, short, plan.covers_queries,
         mask.name if mask else "", mask.packed if mask else None,
+        mask.other[0] if mask and mask.other else "",
     )  # fmt: skip
     return out, lse if return_lse else None

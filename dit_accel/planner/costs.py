@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.plan import BlockPlan, TokenMask
 from dit_accel.kernels.tile_choice import BLOCK_EFFICIENCY
 
 TABLES = Path(__file__).parent / "tables"
@@ -126,13 +126,20 @@ class CostTable:
 def items(plan: BlockPlan, known: Constants, batch: int, heads: int) -> np.ndarray:
     """Nanoseconds of every item of a call."""
     whole, short, partial = list_visits(plan)
-    rule = plan.token_mask.name if plan.token_mask is not None else ""
-    masked = known.rules.get(rule, known.partial)
+    masked = known.partial if plan.token_mask is None else masked_price(known, plan.token_mask)
     area = plan.block_q * plan.block_k / FULL_BLOCK**2
     area /= min(BLOCK_EFFICIENCY.get(size, 1.0) for size in (plan.block_q, plan.block_k))
     work = known.row + area * (known.whole * whole + known.short * short + masked * partial)
     samples, groups, _ = work.shape
     return np.tile(work.ravel(), (batch // samples) * (heads // groups))
+
+
+def masked_price(known: Constants, mask: TokenMask) -> float:
+    """Nanoseconds of a partial visit; of two rules, both masks' share over a whole one."""
+    if mask.label in known.rules:
+        return known.rules[mask.label]
+    prices = [known.rules.get(name, known.partial) for name, _ in mask.rules]
+    return max(max(prices), sum(prices) - known.whole * (len(prices) - 1))
 
 
 def list_visits(plan: BlockPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -49,7 +49,7 @@ def fit(samples: Sequence[Sample], programs: int) -> Constants:
 
 def _rule(sample: Sample) -> str:
     mask = None if sample.plan is None else sample.plan.token_mask
-    return "" if mask is None else mask.name
+    return "" if mask is None else mask.label
 
 
 def _features(sample: Sample, rules: Sequence[str], known: np.ndarray, programs: int) -> np.ndarray:

@@ -25,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compile_variant(
-    D: int, KB: int, BOXES: bool, RUNS: bool, rule: str | None, dtype: str
+    D: int, KB: int, BOXES: bool, RUNS: bool, rule: str | None, dtype: str, other: str | None = None
 ) -> dict[str, int]:
     """Shared memory, spills and waits of the machine code."""
     names = [parameter.name for parameter in forward.params]
@@ -36,7 +36,8 @@ def compile_variant(
     constants: dict[str, Any] = {
         "D": D, "KB": KB, "STAGES": config.stages, "Q_BOX": q_box, "K_BOX": k_box,
         "SPLIT": _split(box), "BOXES": BOXES, "RUNS": RUNS, "PARTIAL": rule is not None,
-        "RULE": RULES[rule or "box"], "REGISTERS": config.registers, "FEEDER": config.feeder,
+        "RULE": RULES[rule or "box"], "OTHER": RULES[other] if other else None,
+        "REGISTERS": config.registers, "FEEDER": config.feeder,
     }  # fmt: skip
     signature = {name: "constexpr" if name in constants else "i32" for name in names}
     width = D if KB == 128 else 64

@@ -106,10 +106,15 @@ def test_which_heads() -> None:
         PerHead((("0", pattern("full")),)).build(LAYOUT, "cpu")
 
 
-def test_one_mask_a_call() -> None:
-    parts = [pattern("disc", exact=True), pattern("neighborhood", exact=True)]
-    with pytest.raises(DitAccelError, match=r"one rule, not of 2 \(disc, neighborhood\)"):
-        plan_for(TokenLayout((3, 4, 5)), pattern("union", union=parts), "cpu")
+def test_two_masks_a_call_the_same_for_all_heads() -> None:
+    layout = TokenLayout((3, 4, 5))
+    parts = [pattern(name, exact=True) for name in ("disc", "neighborhood", "radial")]
+    with pytest.raises(DitAccelError, match=r"at most 2 rules, not of 3 \(disc, neigh.*, radial"):
+        plan_for(layout, pattern("union", union=parts), "cpu")
+    both = pattern("union", union=parts[:2])
+    for rest in (parts[2], parts[0]):  # another rule, and one of the two
+        with pytest.raises(DitAccelError, match=r"here heads differ \(disc, .*set exact = false"):
+            plan_for(layout, PerHead((("0", both),), rest), "cpu", heads=2)
 
 
 @pytest.mark.parametrize(

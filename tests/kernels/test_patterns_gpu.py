@@ -34,6 +34,8 @@ def variants() -> dict[str, Pattern]:
     found["dilated"] = pattern(
         "neighborhood", window={"tokens": [2, 3, 4]}, dilation=[2, 3, 3], exact=True
     )
+    masked = [found["dilated"], pattern("disc", radius={"tokens": 3}, exact=True)]
+    found["union of two rules"] = pattern("union", union=masked)
     groups = (("0", pattern("radial")), ("1-2", pattern("disc", exact=True)))
     found["per head"] = PerHead(groups, pattern("sliding_tile"))
     return found

@@ -12,9 +12,12 @@ import torch
 
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.blocks import token_coordinates
+from dit_accel.kernels.flex_backend import flex_plan
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.patterns.base import Rules
+from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.reference import dense_mask
+from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 from dit_accel.layout import TokenLayout
 
@@ -369,6 +372,93 @@ def test_sliding_tiles_are_strided_neighborhoods(grid: Grid, tiles: tuple[int, .
     assert strided.partial_count is None, "windows that end on tiles need no token mask"
     tiled = pattern("neighborhood", window={"tiles": tiles}, stride={"tiles": [1, 1, 1]}, tile=tile)
     assert torch.equal(dense_mask(plan_for(layout, tiled, "cpu"), 1, 1), dense_mask(strided, 1, 1))
+
+
+TWO = [
+    ("disc 4 3", "temporal_band 20"),
+    ("neighborhood causal and strided", "neighborhood dilated"),
+    ("radial 0.2", "neighborhood strided"),
+    ("attention_tile 2", "disc 4 3"),
+]
+TILES = {"gather": (2, 3, 4), "lengths": (2, 3, 4), "boxes": (2, 4, 8)}
+
+
+def united(labels: tuple[str, str], layout: TokenLayout, kind: LayoutKind) -> tuple[Pattern, Mask]:
+    """The union of two exact cases over tiles of one size, and the video pairs that it keeps."""
+    tile = list(TILES[kind])
+    rules, kept = [], np.zeros((layout.video_length,) * 2, bool)
+    for label in labels:
+        name, params, definition = CASES[label]
+        rules.append(pattern(name, **{**params, "tile": tile}, exact=True))
+        kept = kept | definition(layout.grid, rules[-1].tiling(layout, kind).parts)
+    return pattern("union", union=rules), kept
+
+
+@pytest.mark.parametrize("labels", TWO, ids=str)
+@pytest.mark.parametrize("kind", TILES)
+def test_unions_of_two_exact_rules(labels: tuple[str, str], kind: LayoutKind) -> None:
+    """A pair counts where either definition keeps it, no pair more; alone, or for some heads."""
+    layout = TokenLayout((5, 9, 11), before=5, after=3)
+    rule, expected = united(labels, layout, kind)
+    plan = plan_for(layout, rule, "cpu", layout_kind=kind).validate()
+    video = slice(5, 5 + layout.video_length)
+    assert np.array_equal(dense_mask(plan, 1, 1)[0, 0, video, video].numpy(), expected)
+    assert plan.token_mask is not None and plan.token_mask.other is not None
+    density = dense_mask(plan, 1, 1).double().mean().item()
+    assert plan.kept_density() == pytest.approx(density)
+    groups = (("0", pattern("full")), ("2", pattern("sliding_tile", tile=list(TILES[kind]))))
+    heads = plan_for(layout, PerHead(groups, rule), "cpu", 4, kind).validate()
+    mask = dense_mask(heads, 1, 4)[0, :, video, video].numpy()
+    assert mask[0].all() and not np.array_equal(mask[2], expected)
+    assert np.array_equal(mask[1], expected) and np.array_equal(mask[3], expected)
+
+
+def test_a_block_that_one_rule_keeps_whole_is_full() -> None:
+    layout = TokenLayout((4, 8, 16))
+    frames = pattern("attention_tile", references=1, tile=[1, 8, 16], exact=True)
+    near = pattern("disc", radius={"tokens": 3}, tile=[1, 8, 16], exact=True)
+    plan = plan_for(layout, pattern("union", union=[near, frames]), "cpu", layout_kind="boxes")
+    assert plan.full_count.flatten().tolist() == [4, 2, 2, 2]  # own frame, and the reference
+    assert plan.partial_count is not None
+    assert plan.partial_count.flatten().tolist() == [0, 2, 2, 2]
+
+
+@pytest.mark.parametrize("labels", TWO, ids=str)
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_kernels_mask_tokens_by_two_rules(
+    labels: tuple[str, str],
+    backend: str,
+    qkv: Callable[..., tuple[torch.Tensor, ...]],
+    assert_right: Callable[..., None],
+    device: torch.device,
+) -> None:
+    layout = TokenLayout((2, 9, 7), before=4)
+    rule, expected = united(labels, layout, "gather")
+    plan = plan_for(layout, rule, device, layout_kind="gather")
+    mask = torch.ones(1, 1, layout.length, layout.length, dtype=torch.bool)
+    mask[0, 0, 4:, 4:] = torch.from_numpy(expected)
+    q, k, v = qkv(layout.length, heads=1, dim=32)
+    result = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True)
+    assert_right(result, q, k, v, mask)
+
+
+def test_flex_masks_tokens_by_two_rules() -> None:
+    """FlexAttention's mask function, pair by pair, where every block is masked."""
+    layout = TokenLayout((3, 8, 16))
+    rule, expected = united(TWO[0], layout, "boxes")
+    plan = plan_for(layout, rule, "cpu", layout_kind="boxes")
+    flex = flex_plan(plan)
+    tokens = torch.arange(flex.q_slots)
+    token = tokens if flex.q_index is None else flex.q_index.long()
+    allowed = flex.mask_mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens[None])
+    blocks = torch.zeros(plan.q_blocks.count, plan.k_blocks.count, dtype=torch.bool)
+    assert plan.partial_count is not None and plan.partial_index is not None
+    for row, count in enumerate(plan.partial_count[0, 0].tolist()):
+        blocks[row, plan.partial_index[0, 0, row, :count].long()] = True
+    seen = blocks.repeat_interleave(plan.block_q, 0).repeat_interleave(plan.block_k, 1)
+    seen &= (token[:, None] >= 0) & (token[None] >= 0)
+    wanted = torch.from_numpy(expected)[token.clamp_min(0)[:, None], token.clamp_min(0)[None]]
+    assert seen.any() and torch.equal(allowed[seen], wanted[seen])
 
 
 @pytest.mark.parametrize("label", ["neighborhood strided", "neighborhood causal and strided",

@@ -48,6 +48,16 @@ def test_box_by_hand() -> None:
     assert mask.packed.dtype == torch.int32
 
 
+def test_two_rules_keep_what_either_keeps() -> None:
+    coords = torch.tensor([[0, 0, 0], [1, 2, 3], [1, 0, 4], [5, 5, 5]], dtype=torch.int32)
+    mask = TokenMask("box", (0, 0, 4), coords, coords, ("frames", (1, 9, 0)))
+    tokens = torch.arange(4)
+    near = [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    assert mask.allowed(tokens, tokens).int().tolist() == near
+    assert mask.packed.tolist() == [0, 0, 4, *[0] * 13, 1, 9, *[0] * 14]
+    assert mask.label == "box+frames" and mask.to("cpu").other == mask.other
+
+
 PARAMS = {
     "box": (3, 4, 9),
     "sliding_tile": (3, 0, 4, 3, 2, 2, 5, 3, 4, 0, 3, 3),

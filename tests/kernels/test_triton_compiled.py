@@ -31,7 +31,7 @@ fixed = dict(
     D=128, DP=128, BM=config.block_m, BN=config.block_n, Q_SPLITS=128 // config.block_m,
     K_SPLITS=128 // config.block_n, Q_ORDER=False, K_ORDER=False, HAS_WHOLE=True, HAS_SHORT=False,
     HAS_PARTIAL=False, HAS_POOLED=False, TMA=config.tma, NEGATIVE=False,
-    MASK_FN=MASK_FUNCTIONS["box"],
+    MASK_FN=MASK_FUNCTIONS["box"], OTHER_FN=None,
 )
 numbers = ("heads", "group", "n_queries", "full_width", "partial_width", "pooled_width")
 signature, attributes = {}, {}
