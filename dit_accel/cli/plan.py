@@ -55,7 +55,9 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="Such as h100. \\[default: the one in this machine]", rich_help_panel=MACHINE
+            help="Such as h100: one with a table of measured costs. \\[default: the one in this "
+            "machine]",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     backend: Annotated[
@@ -145,11 +147,10 @@ def _table(title: str, rows: list[tuple[str, str]]) -> Any:
 def _window(text: str) -> dict[str, list[float]]:
     """A window from `3,3,3` (tiles), `0.5,0.5,0.5` (fractions) or `tokens=9,15,24`."""
     unit, equals, rest = text.partition("=")
+    from dit_accel.planner.forecast import bare_window
+
     numbers = _numbers("--window", rest if equals else text)
-    if equals:
-        return {unit.strip(): numbers}
-    whole = all(isinstance(number, int) for number in numbers)
-    return {"tiles" if whole else "fraction": numbers}
+    return {unit.strip(): numbers} if equals else bare_window(numbers)
 
 
 def _triple(option: str, text: str) -> tuple[int, int, int]:

@@ -167,6 +167,11 @@ def gpu_key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", found.group(0) if found else text.removeprefix("nvidia "))
 
 
+def this_gpu() -> str:
+    """Name of this machine's GPU, "" where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
 def shipped_gpus(folder: Path = TABLES) -> list[str]:
     """GPUs that there is a table for."""
     return sorted(path.stem for path in folder.glob("*.csv"))
@@ -188,6 +193,19 @@ def cost_table(gpu: str | None, folder: Path = TABLES) -> CostTable | None:
         if path.is_file():
             return _read(path, "" if stem == key else key)
     return None
+
+
+def no_table(gpu: str, folder: Path = TABLES) -> DitAccelError:
+    """The error for a GPU that was asked for by name and has no table."""
+    there = shipped_gpus(folder)
+    for stand_in, own in STAND_INS.items():
+        if own in there and stand_in not in there:
+            there.append(f"{stand_in} (by the numbers of {own})")
+    return DitAccelError(
+        f"gpu: there is no table of measured costs for {gpu!r}; there are: "
+        f"{', '.join(there) or 'none yet'}. Leave it out to be told densities and the bound alone: "
+        "without a table, times are relative only."
+    )
 
 
 @lru_cache(maxsize=8)

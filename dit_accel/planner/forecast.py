@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dit_accel.kernels.plan import BlockPlan, block_tokens
 from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.kernels.tiling import Tiling
 from dit_accel.layout import TokenLayout
-from dit_accel.planner.costs import CostTable, cost_table, shipped_gpus
+from dit_accel.planner.costs import CostTable, cost_table, no_table, shipped_gpus, this_gpu
 from dit_accel.planner.models import Subject, subject
 
 KINDS: dict[str, tuple[LayoutKind, ...]] = {
@@ -40,7 +40,8 @@ class Forecast:
     call if time were launched pairs. Times are milliseconds of one call and of one denoising step,
     None without a table for the GPU. breakeven: launched density above which dense is faster.
     best_tile, best_launched: of the tile that would be chosen, where another one was given. moved:
-    whether tokens are moved into the blocks' order in memory.
+    whether tokens are moved into the blocks' order in memory. assumed: whether nobody named the
+    backend and no table tells which is the fastest. notes: what of the request was changed.
     """
 
     model: str
@@ -69,6 +70,8 @@ class Forecast:
     sparse_step_ms: float | None
     breakeven: float | None
     moved: bool
+    assumed: bool
+    notes: tuple[str, ...]
     plan: BlockPlan = field(repr=False, compare=False)
 
     @property
@@ -135,6 +138,8 @@ def plan(
         height, width, frames: in pixels; the model's usual ones unless given.
         pattern: a pattern, or the name of one with its `parameters`.
         gpu: such as "h100"; this machine's unless given. Times need a table for it.
+        window: of those patterns that have one, also as three bare numbers: whole ones count tiles,
+            with a decimal among them they are fractions of each axis.
         backend: whose kernels run it; the fastest that was measured unless given.
 
     Raises:
@@ -143,6 +148,8 @@ def plan(
     what = model if isinstance(model, Subject) else subject(model, height, width, frames)
     rule = _pattern(pattern, parameters)
     table = cost_table(gpu)
+    if table is None and gpu is not None:
+        raise no_table(gpu)
     if backend is not None and backend not in KINDS:
         raise unknown("backend", backend, KINDS)
     names = [backend] if backend else [n for n in KINDS if table and n in table.backends]
@@ -150,7 +157,8 @@ def plan(
     made = {o: plan_for(what.layout, rule, "cpu", what.heads, o.kind) for o in options}
     priced = {option: _price(table, made[option], option, what) for option in options}
     best = min(options, key=lambda option: priced[option] or 0.0)
-    return _forecast(what, rule, table, gpu, best, made[best], priced[best])
+    cast = _forecast(what, rule, table, best, made[best], priced[best])
+    return dataclasses.replace(cast, assumed=backend is None and priced[best] is None)
 
 
 @dataclass(frozen=True)
@@ -167,10 +175,19 @@ class _Option:
 
 def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:
     if isinstance(given, str):
+        window = parameters.get("window")
+        if isinstance(window, Sequence) and not isinstance(window, str):
+            parameters = {**parameters, "window": bare_window(window)}
         return pattern(given, **parameters)
     if parameters:
         raise DitAccelError("pattern: give its parameters with its name, or in the pattern itself.")
     return given
+
+
+def bare_window(numbers: Sequence[float]) -> dict[str, list[float]]:
+    """The window of bare numbers: whole ones count tiles, else they are fractions of each axis."""
+    whole = not any(isinstance(number, float) for number in numbers)
+    return {"tiles" if whole else "fraction": list(numbers)}
 
 
 def _price(
@@ -186,7 +203,6 @@ def _forecast(
     what: Subject,
     rule: Pattern,
     table: CostTable | None,
-    gpu: str | None,
     option: _Option,
     made: BlockPlan,
     sparse: float | None,
@@ -214,7 +230,7 @@ def _forecast(
         pattern=rule.name,
         parameters=describe(rule),
         backend=backend,
-        gpu=(table.stands_for or table.gpu) if table else (gpu or ""),
+        gpu=(table.stands_for or table.gpu) if table else this_gpu(),
         measured_on=table.gpu if table else "",
         tile=tiling.box or tiling.tile,
         blocks=tiling.blocks,
@@ -231,8 +247,19 @@ def _forecast(
         sparse_step_ms=sparse_step,
         breakeven=breakeven,
         moved=option.moves(made),
+        assumed=False,
+        notes=(*what.notes, *_cut_tiles(rule, what.layout.grid)),
         plan=made,
     )
+
+
+def _cut_tiles(rule: Pattern, grid: tuple[int, int, int]) -> list[str]:
+    """What to say of a given tile that is longer than the grid."""
+    tile: Any = getattr(rule, "tile", "auto")
+    if tile == "auto" or all(edge <= size for edge, size in zip(tile, grid, strict=True)):
+        return []
+    t, h, w = (min(edge, size) for edge, size in zip(tile, grid, strict=True))
+    return [f"a tile of {_x(tile)} is longer than the grid {_x(grid)}: it holds {_x((t, h, w))}."]
 
 
 def kept_share(made: BlockPlan) -> float:
@@ -312,7 +339,8 @@ def rows(cast: Forecast) -> list[tuple[str, str]]:
     found = [
         ("model", f"{cast.model}, {cast.size}"),
         ("call", f"{tokens}, {cast.heads} heads of {cast.head_dim}, {cast.layers} layers"),
-        ("pattern", f"{cast.pattern}: {cast.parameters}"),
+        ("pattern", f"{cast.pattern}: {cast.parameters}" if cast.parameters else cast.pattern),
+        ("backend", _backend(cast)),
         ("blocks", f"{cast.blocks:,} of {cast.block} slots: {cast.cut}"),
         ("waste", f"{cast.waste - 1:.1%} more slots than tokens"),
         ("density", f"launched {cast.launched:.1%}, kept {cast.kept:.1%} of all pairs"),
@@ -320,21 +348,33 @@ def rows(cast: Forecast) -> list[tuple[str, str]]:
     ]
     if cast.best_tile is not None and cast.best_launched is not None:
         found.append(("best tile", f"{_x(cast.best_tile)}: launched {cast.best_launched:.1%}"))
-    where = cast.gpu or "no GPU named"
+    found[1:1] = [("note", note) for note in cast.notes]
+    where = cast.gpu or "no GPU here or named"
     if cast.measured_on and cast.measured_on != cast.gpu:
         where += f" (numbers of the {cast.measured_on})"
     if cast.dense_ms is None:
         known = ", ".join(shipped_gpus()) or "none yet"
         return [*found, ("times", f"{where}: no table to predict from (there are: {known})")]
-    how = f"backend {cast.backend}" + ", tokens moved into tiles" * cast.moved
-    found.append(("predicted for", f"{where}, {how}"))
+    found.append(("predicted for", where))
     found.append(("call", _times(cast.dense_ms, cast.sparse_ms)))
     found.append(("step", _times(cast.dense_step_ms, cast.sparse_step_ms)))
     if cast.breakeven is not None:
-        found.append(
-            ("break-even", f"dense is faster above {min(1.0, cast.breakeven):.0%} launched")
-        )
+        found.append(("break-even", breakeven_text(cast)))
     return [*found, ("verdict", cast.verdict)]
+
+
+def breakeven_text(cast: Forecast) -> str:
+    """Launched density and tokens at which sparse and dense calls take as long."""
+    if cast.breakeven is None:
+        return "not known: it needs a table of this GPU"
+    share = min(1.0, max(0.0, cast.breakeven))
+    return f"at {cast.layout.length:,} tokens dense is faster above {share:.0%} launched"
+
+
+def _backend(cast: Forecast) -> str:
+    """Whose kernels are meant, and why."""
+    why = " (assumed: no table tells which is the fastest)" if cast.assumed else ""
+    return f"{cast.backend}{', tokens moved into tiles' * cast.moved}{why}"
 
 
 def _x(tile: tuple[int, int, int]) -> str:
@@ -352,8 +392,8 @@ def _verdict(cast: Forecast) -> str:
         return f"at best {cast.bound:.2f}x for the call; no table to say more."
     if cast.speedup <= 1:
         return (
-            f"cannot pay here: it launches {cast.launched:.0%} of the pairs, and dense is faster "
-            f"above {min(1.0, max(0.0, cast.breakeven)):.0%} at {cast.layout.length:,} tokens."
+            f"cannot pay here: it launches {cast.launched:.0%} of the pairs, and "
+            f"{breakeven_text(cast)}."
         )
     step = f", {cast.step_speedup:.2f}x a step" if cast.step_speedup else ""
     return f"pays: {cast.speedup:.2f}x for the call{step}."

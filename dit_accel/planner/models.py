@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dit_accel.errors import DitAccelError, nearest, unknown
+from dit_accel.errors import DitAccelError
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.registry import ADAPTERS
 
@@ -19,7 +21,7 @@ class Subject:
     layout: the tokens of a self-attention call. layers: self-attention calls of a forward. family:
     of its profiles, "" where there are none.
     forwards: of the transformer in a step (2 with guidance). token_weights: weights of the linear
-    layers that every video token passes in a forward.
+    layers that every video token passes in a forward. notes: what of the asked size was changed.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Subject:
     token_weights: float
     size: str
     family: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -113,17 +116,41 @@ def subject(
     if name in KNOWN:
         return _known(name, KNOWN[name], height, width, frames)
     if "/" not in model and not Path(model).exists() and model != "demo":
-        close = nearest(model, [*KNOWN, *ALIASES])
+        close = _close_model(model)
         if close or not Path(model).suffix:
-            raise unknown("model", model, [*KNOWN, *ALIASES, "demo"])
+            hint = f" Did you mean {close!r}?" if close else ""
+            raise DitAccelError(
+                f"unknown model {model!r}.{hint} Known: {', '.join([*KNOWN, 'demo'])}, a folder in "
+                "diffusers' format, or a Hub id written owner/name."
+            )
     return _configured(model, height, width, frames)
+
+
+def _close_model(model: str) -> str | None:
+    """The known name that is nearly this one: a few letters in common are not enough."""
+    found = difflib.get_close_matches(model.lower(), [*KNOWN, *ALIASES, "demo"], n=1, cutoff=0.7)
+    return found[0] if found else None
 
 
 def _known(
     name: str, known: Known, height: int | None, width: int | None, frames: int | None
 ) -> Subject:
-    high, wide, long = height or known.size[0], width or known.size[1], frames or known.size[2]
+    _check_frames(name, frames, images=known.size[2] == 1)
     per_frame, per_pixel = known.scales
+    notes: list[str] = []
+    sizes = {"height": height or known.size[0], "width": width or known.size[1]}
+    for side, pixels in sizes.items():
+        if pixels % per_pixel and pixels > per_pixel:
+            sizes[side] = pixels // per_pixel * per_pixel
+            notes.append(
+                f"{name} has tokens of {per_pixel} pixels: a {side} of {pixels} becomes "
+                f"{sizes[side]}."
+            )
+    high, wide = sizes["height"], sizes["width"]
+    asked = frames or known.size[2]
+    long = (asked - 1 + per_frame // 2) // per_frame * per_frame + 1
+    if long != asked:
+        notes.append(f"{name} makes {per_frame}n+1 frames: {asked} becomes {long}.")
     grid = (long - 1) // per_frame + 1, high // per_pixel, wide // per_pixel
     return Subject(
         name,
@@ -135,7 +162,16 @@ def _known(
         known.token_weights,
         f"{wide}x{high}, {long} frames" if long > 1 else f"{wide}x{high}",
         known.family,
+        tuple(notes),
     )
+
+
+def _check_frames(model: str, frames: int | None, *, images: bool) -> None:
+    """DitAccelError for frames of a model that makes single images."""
+    if images and frames not in (None, 1):
+        raise DitAccelError(
+            f"frames: {model} makes single images, got {frames}; leave frames out (or 1)."
+        )
 
 
 def _layout(grid: tuple[int, int, int], text: tuple[int, int], size: str) -> TokenLayout:
@@ -154,10 +190,13 @@ def _configured(model: str, height: int | None, width: int | None, frames: int |
     found = find_model(model)
     adapter = next(a for a in ADAPTERS if a.family == found.family)
     pipe = skeleton(found, getattr(diffusers, found.pipeline_name()))
+    accepted = inspect.signature(pipe.__call__).parameters
+    _check_frames(model, frames, images="num_frames" not in accepted)
     asked = {"height": height, "width": width, "num_frames": frames}
     sizes = DEMO_DEFAULTS if found.demo else _defaults(pipe)
     given = {key: value or sizes.get(key) for key, value in asked.items()}
-    fitted = fit_sizes(pipe, {k: v for k, v in given.items() if v}, lambda message: None)
+    notes: list[str] = []
+    fitted = fit_sizes(pipe, {k: v for k, v in given.items() if v}, notes.append)
     high, wide, long = fitted.get("height"), fitted.get("width"), fitted.get("num_frames", 1)
     if high is None or wide is None:
         raise DitAccelError(f"height, width: {model} has no size of its own; give both.")
@@ -175,12 +214,11 @@ def _configured(model: str, height: int | None, width: int | None, frames: int |
         token_weights(transformer, {site.blocks for site in adapter.sites}),
         f"{wide}x{high}, {long} frames" if long > 1 else f"{wide}x{high}",
         found.family,
+        tuple(notes),
     )
 
 
 def _defaults(pipe: Any) -> dict[str, int]:
-    import inspect
-
     parameters = inspect.signature(pipe.__call__).parameters
     names = ("height", "width", "num_frames")
     return {n: parameters[n].default for n in names if n in parameters and parameters[n].default}

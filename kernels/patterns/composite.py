@@ -26,8 +26,8 @@ USUAL_TILES: tuple[Triple, ...] = ((1, 8, 16), (2, 8, 8), (4, 4, 8))
 class Union(Pattern):
     """Keeps the pairs that any of several patterns keeps.
 
-    union: the patterns, or tables such as {compute = "radial", decay = 0.2}. Each rules over tiles
-        of its own; blocks are those of the pattern that makes the whole cheapest.
+    union: the patterns, tables such as {compute = "radial", decay = 0.2}, or names ("full"). Each
+        rules over tiles of its own; blocks are those of the pattern that makes the whole cheapest.
     """
 
     name: ClassVar[str] = "union"
@@ -128,14 +128,20 @@ class PerHead(Pattern):
 
 
 def parse_pattern(value: object, where: str) -> Pattern:
-    """A pattern from itself or a table {compute = name, ...}; `where` names it in errors."""
+    """A pattern from itself, a table {compute = name, ...} or its bare name; "dense" is "full".
+
+    where: names it in errors.
+    """
     from dit_accel.kernels.patterns import pattern
 
     if isinstance(value, Pattern):
         return value
+    if isinstance(value, str):
+        value = {"compute": "full" if value == "dense" else value}
     if not isinstance(value, Mapping) or not isinstance(value.get("compute"), str):
         raise DitAccelError(
-            f'{where}: expected a table such as {{compute = "sliding_tile"}}, got {value!r}.'
+            f'{where}: expected a table such as {{compute = "sliding_tile"}} or a name such as '
+            f'"full", got {value!r}.'
         )
     params = {str(key): part for key, part in value.items() if key != "compute"}
     try:

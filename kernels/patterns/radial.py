@@ -49,9 +49,9 @@ class Radial(Rules):
     def __post_init__(self) -> None:
         number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)
         if not number or not 0 < self.decay <= 16:
+            near = "at most 16" if number and self.decay > 16 else "usual are 0.2 to 0.95"
             raise DitAccelError(
-                f"decay: expected a number in (0, 16], got {self.decay!r}; the nearest legal value "
-                f"is {16 if number and self.decay > 16 else 0.1}."
+                f"decay: expected a number above 0 and up to 16, got {self.decay!r}; {near}."
             )
         check_flag("sink", self.sink)
         check_flag("exact", self.exact)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_plan_prints_and_draws(cli):
     code, text = cli(
         "plan", "--model", "wan-14b", "--height", 720, "--width", 1280, "--frames", 81,
-        "--pattern", "sliding_tile", "--window", "3,3,3", "--gpu", "no such gpu", "--out", "p.png",
+        "--pattern", "sliding_tile", "--window", "3,3,3", "--out", "p.png",
     )  # fmt: skip
     assert code == 0, text
     for words in ("75,600 tokens: 21 x 45 x 80", "tiles = [3, 3, 3]", "waste", "launched", "drawn"):
@@ -39,6 +39,13 @@ def test_windows_in_every_unit(cli):
         assert code == 0 and shown in text
 
 
+def test_patterns_without_parameters(cli):
+    code, text = cli("plan", "--model", "flux", "--pattern", "full", "--backend", "triton")
+    assert code == 0 and "full" in text and "full:" not in text
+    code, text = cli("plan", "--model", "demo", "--frames", 10)
+    assert code == 0 and "10 becomes 9" in text and "backend" in text
+
+
 def test_brackets_are_shown(cli):
     code, text = cli(
         "plan", "--model", "ltx", "--pattern", "neighborhood:causal=[true,false,false]"
@@ -57,16 +64,22 @@ def test_bad_requests(cli):
         (("--out", "p.jpg"), "ends in .png"),
         (("--query", "99,0,0", "--out", "p.png"), "nearest legal value is 20"),
         (("--backend", "cuda"), "nknown backend"),
+        (("--gpu", "bogus"), "no table of measured costs for 'bogus'"),
+        (("--model", "flux", "--frames", "9"), "flux makes single images"),
+        (("--model", "nosuch"), "nknown model 'nosuch'. Known:"),
+        (("--pattern", "radial:decay=0"), "above 0 and up to 16, got 0; usual are 0.2 to 0.95"),
     ):
         code, text = cli("plan", *arguments)
         assert code == 2 and words in text, text
 
 
 def test_doctor_tells_why(cli):
-    code, text = cli("doctor", "--model", "flux", "--profile", "fast", "--gpu", "no such gpu")
+    code, text = cli("doctor", "--model", "flux", "--profile", "fast")
     assert code == 0, text
-    for words in ("why is it not faster here?", "limit", "sliding_tile", "advice"):
+    for words in ("why is it not faster here?", "limit", "sliding_tile", "break-even", "advice"):
         assert words in text
+    code, text = cli("doctor", "--model", "flux", "--profile", "w.tml")
+    assert code == 2 and "nor a TOML file 'w.tml'" in text
     code, text = cli("doctor", "--model", "flx")
     assert code == 2 and "Did you mean 'flux'" in text
 

@@ -17,6 +17,7 @@ from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.reference import dense_mask
 from dit_accel.kernels.tiling import fixed_tiling, geometry, raster_runs
 from dit_accel.layout import TokenLayout
+from dit_accel.profile import parse_profile
 
 LAYOUT = TokenLayout((5, 9, 11), before=7, after=130, valid=((7, 130), (3, 64), (0, 0)))
 KINDS = ("lengths", "gather", "boxes")
@@ -61,6 +62,15 @@ def test_unions_keep_what_any_part_keeps(kind: str) -> None:
     alone = [kept(plan_for(layout, part, "cpu", layout_kind=kind)) for part in parts]
     assert torch.equal(together, alone[0] | alone[1] | alone[2])
     assert not torch.equal(together, alone[0] | alone[1])
+
+
+def test_unions_take_names() -> None:
+    short = pattern("union", union=["temporal_band", {"compute": "disc"}])
+    assert short == pattern("union", union=[pattern("temporal_band"), pattern("disc")])
+    assert pattern("union", union=["dense"]) == pattern("union", union=["full"])
+    text = '[profile]\nname = "x"\nfamily = "any"\n[[rule]]\nunion = ["full", {compute = "disc"}]'
+    (rule,) = parse_profile(text.replace("any", "wan")).rules
+    assert rule.compute == pattern("union", union=["full", "disc"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,8 +144,8 @@ def test_two_masks_a_call_the_same_for_all_heads() -> None:
         ("attention_tile", {"references": 0}, "references: .* >= 1, .*nearest legal value is 1"),
         ("attention_tile", {"references": {"fraction": 2}}, "references.fraction"),
         ("attention_tile", {"place": "last"}, "unknown place of attention_tile 'last'"),
-        ("radial", {"decay": 0}, "decay: expected a number in"),
-        ("radial", {"decay": 99}, "the nearest legal value is 16"),
+        ("radial", {"decay": 0}, "above 0 and up to 16, got 0; usual are 0.2 to 0.95"),
+        ("radial", {"decay": 99}, "got 99; at most 16"),
         ("radial", {"sink": 2}, "sink: expected true or false"),
         ("disc", {"radius": {"tokens": 0.5}}, "radius.tokens: expected whole numbers"),
         ("disc", {"radius": 5}, "radius: expected one of {tiles = n}"),
@@ -146,6 +156,8 @@ def test_two_masks_a_call_the_same_for_all_heads() -> None:
         ("spatial_band", {"density": 0.3, "reach": {"tokens": 9}}, "expected one of them"),
         ("temporal_band", {"reach": {"frames": 3}}, "unknown unit of reach 'frames'"),
         ("union", {"union": "radial"}, "union: expected a list"),
+        ("union", {"union": ["radal"]}, r"union\[0\]: unknown pattern 'radal'. Did .* 'radial'"),
+        ("union", {"union": [3]}, r"union\[0\]: expected a table .* or a name such as \"full\""),
     ],
 )  # fmt: skip
 def test_bad_parameters_say_what_is_legal(name: str, params: dict[str, Any], words: str) -> None:

@@ -17,6 +17,7 @@ import dit_accel
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead
+from dit_accel.kernels.plan import TokenMask
 from dit_accel.kernels.reference import dense_mask
 from dit_accel.layout import TokenLayout
 from dit_accel.planner import costs, forecast
@@ -51,6 +52,13 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(forecast, "cost_table", own)
     monkeypatch.setattr("dit_accel.planner.diagnosis.cost_table", own)
     return tmp_path
+
+
+@pytest.fixture
+def no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose GPU, if it has any, nobody measured."""
+    monkeypatch.setattr(forecast, "cost_table", lambda gpu: None)
+    monkeypatch.setattr("dit_accel.planner.diagnosis.cost_table", lambda gpu: None)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,8 @@ def test_a_pipeline_s_own_configuration() -> None:
     ("model", "size", "words"),
     [
         ("wan-14", {}, "Did you mean 'wan-14b'"),
+        ("nosuch", {}, r"unknown model 'nosuch'\. Known: wan-1.3b, .*demo.* Hub id"),
+        ("flux", {"frames": 9}, "frames: flux makes single images, got 9; leave frames out"),
         ("wan-14b", {"height": 8}, "smaller than one token"),
         ("no/such-model-here-at-all", {}, "no/such-model"),
     ],
@@ -121,9 +131,9 @@ def test_unknown_models_and_sizes(
 
 
 @pytest.mark.parametrize("backend", ["hopper", "triton", "torch"])
-def test_a_forecast_is_its_plan(backend: str) -> None:
+def test_a_forecast_is_its_plan(backend: str, no_tables: None) -> None:
     window = {"fraction": [0.6, 0.5, 0.5]}
-    cast = dit_accel.plan("wan-1.3b", window=window, backend=backend, gpu="none such")
+    cast = dit_accel.plan("wan-1.3b", window=window, backend=backend)
     rule = pattern("sliding_tile", window=window)
     kind = forecast.KINDS[backend][0]
     plan = plan_for(TokenLayout((21, 30, 52)), rule, "cpu", layout_kind=kind)
@@ -132,7 +142,7 @@ def test_a_forecast_is_its_plan(backend: str) -> None:
     tiling = rule.tiling(TokenLayout((21, 30, 52)), kind)
     assert cast.blocks == tiling.blocks == plan.q_blocks.count
     assert cast.sparse_ms is cast.speedup is cast.breakeven is None
-    assert "no table" in str(cast)
+    assert "no table" in str(cast) and "assumed" not in str(cast)
     data = cast.to_dict()
     assert data["grid"] == (21, 30, 52) and "plan" not in data and data["verdict"]
 
@@ -264,17 +274,88 @@ def test_why_is_it_not_faster(tables: Path) -> None:
     assert found.run is not None and 1 < found.run < found.limit
     text = " ".join(value for _, value in found.rows())
     assert "self-attention is" in text and "keeps 22% of the calls dense" in text
+    cast = next(iter(found.forecasts.values()))
+    assert cast.breakeven is not None
+    told = f"at 75,600 tokens dense is faster above {cast.breakeven:.0%} launched"
+    assert dict(found.rows())["break-even"] == told and told in str(cast)
     small = diagnose("flux", 256, 256, profile="balanced", gpu="h200")
     assert "dense attention is as fast" in small.rows()[-1][1]
     assert "runs no pattern" in diagnose("flux", profile="dense").rows()[-1][1]
 
 
-def test_diagnosis_without_a_table() -> None:
-    found = diagnose("ltx", profile="fast", gpu="none such", steps=8)
+def test_diagnosis_without_a_table(no_tables: None) -> None:
+    found = diagnose("ltx", profile="fast", steps=8)
+    assert ("break-even", "not known: it needs a table of this GPU") in found.rows()
     assert found.run is None and not found.measured and 0 < found.attention < 1
     flops = 28 * 4 * 2048 * found.subject.layout.length**2
     linear = 2 * KNOWN["ltx"].token_weights * found.subject.layout.length
     assert found.attention == pytest.approx(flops / (flops + linear))
+
+
+def test_sizes_that_change_are_told(no_tables: None) -> None:
+    assert subject("flux", frames=1).notes == subject("wan-14b").notes == ()
+    for asked, made in ((82, 81), (83, 85), (84, 85), (2, 1)):
+        found = subject("wan-14b", frames=asked)
+        assert found.layout.grid[0] == (made - 1) // 4 + 1
+        assert found.notes == (f"wan-14b makes 4n+1 frames: {asked} becomes {made}.",)
+    tall = subject("wan-14b", height=727)
+    assert tall.layout.grid[1] == 45 and "a height of 727 becomes 720" in tall.notes[0]
+    demo = dit_accel.plan("demo", frames=10)
+    assert demo.layout.grid[0] == 3 and "4n+1 frames: 10 becomes 9" in str(demo)
+    assert "10 becomes 9" in " ".join(v for _, v in diagnose("demo", frames=10).rows())
+    cut = dit_accel.plan("demo", frames=1, tile=[30, 2, 2])
+    assert "a tile of 30x2x2 is longer than the grid 1x24x24: it holds 1x2x2" in str(cut)
+
+
+def test_the_backend_is_told(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = dict(forecast.rows(dit_accel.plan("wan-1.3b", gpu="h200")))
+    assert chosen["backend"].startswith("hopper") and "assumed" not in chosen["backend"]
+    monkeypatch.setattr(forecast, "cost_table", lambda gpu: None)
+    assumed = dict(forecast.rows(dit_accel.plan("wan-1.3b")))
+    assert assumed["backend"] == "triton (assumed: no table tells which is the fastest)"
+
+
+def test_gpus_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named, an error that lists what there is; this machine's own, a line in the output."""
+    words = r"no table of measured costs for 'bogus'; there are: .*times are relative only"
+    with pytest.raises(DitAccelError, match=words):
+        dit_accel.plan("wan-1.3b", gpu="bogus")
+    with pytest.raises(DitAccelError, match=words):
+        diagnose("wan-1.3b", profile="dense", gpu="bogus")
+    assert "there are: none yet" in str(costs.no_table("h100", tmp_path))
+    (tmp_path / "h200.csv").touch()
+    there = "there are: h200, h100 (by the numbers of h200)."
+    assert there in str(costs.no_table("b200", tmp_path))
+    monkeypatch.setattr(forecast, "cost_table", lambda gpu: None)
+    monkeypatch.setattr(forecast, "this_gpu", lambda: "NVIDIA A10")
+    assert "NVIDIA A10: no table to predict from" in str(dit_accel.plan("wan-1.3b"))
+
+
+def test_windows_of_bare_numbers(no_tables: None) -> None:
+    for bare, unit in (((3, 3, 3), "tiles"), ([3, -1, 5], "tiles"), ((0.5, 1, 0.4), "fraction")):
+        cast = dit_accel.plan("wan-1.3b", window=bare)
+        full = dit_accel.plan("wan-1.3b", window={unit: list(bare)})
+        assert cast.parameters == full.parameters and cast.launched == full.launched
+    with pytest.raises(DitAccelError, match="window.tiles: expected three values"):
+        dit_accel.plan("wan-1.3b", window=(3, 3))
+
+
+def test_mistyped_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DitAccelError, match=r"nor a TOML file 'w.tml'. A profile's file ends in"):
+        diagnose("wan-1.3b", profile="w.tml")
+    (tmp_path / "w.toml").touch()
+    with pytest.raises(DitAccelError, match=r"'w.tml'. Did you mean 'w.toml'.*balanced"):
+        diagnose("wan-1.3b", profile="w.tml")
+
+
+def test_masks_of_two_rules_cost_both() -> None:
+    known = costs.Constants(0, 0, 400, 430, 900, {"disc": 700, "radial": 800})
+    nothing = torch.zeros(1, 3, dtype=torch.int32)
+    mask = TokenMask("disc", (9, 9), nothing, nothing, ("radial", (1, 1)))
+    assert costs.masked_price(known, mask) == 700 + 800 - 400
+    assert costs.masked_price(known, dataclasses.replace(mask, other=None)) == 700
+    assert costs.masked_price(known, dataclasses.replace(mask, other=("box", (1, 1, 1)))) == 1200
 
 
 def test_receipts_of_runs() -> None:
