@@ -7,7 +7,8 @@ GPU, calls of round sizes are timed, and the constants of dit_accel/planner/tabl
 fitted to them; then (model, pattern) pairs that took no part in that, predicted from the table and
 written side by side to --out. `--check` leaves the table as it is. Times are the GPU's, without the
 host's part of a call. `--tiny` runs everything on small calls, to try the script where there is no
-GPU. About 150 s with nothing compiled before, on one GPU with 16 cores.
+GPU. About 150 s with nothing compiled before, on one GPU with 16 cores. `--times` keeps what was
+measured, and `--replay` fits and compares again from such a file, on any machine.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import multiprocessing
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,6 +94,17 @@ LONG = 5e13
 LEAST = 3
 
 
+TIMES: dict[str, float] = {}
+"""What was measured, by name: milliseconds of calls, and what is known of the GPU."""
+
+
+def once(name: str, measured: Callable[[], float]) -> float:
+    """A measurement, made where it is not known yet."""
+    if name not in TIMES:
+        TIMES[name] = measured()
+    return TIMES[name]
+
+
 @dataclass(frozen=True)
 class Job:
     """A call, the pattern that makes its plan, who runs it, and how that one reads blocks."""
@@ -100,6 +113,20 @@ class Job:
     rule: Pattern
     backend: str
     kind: LayoutKind
+
+    @property
+    def name(self) -> str:
+        """What its time is kept under."""
+        return (
+            f"{called(self.call)} {self.rule.name} {describe(self.rule)} {self.backend} {self.kind}"
+        )
+
+
+def called(call: Subject) -> str:
+    """A call's sizes."""
+    layout = call.layout
+    grid = "x".join(map(str, layout.grid))
+    return f"{grid} +{layout.before} +{layout.after} H{call.heads} D{call.head_dim}"
 
 
 @dataclass(frozen=True)
@@ -142,22 +169,30 @@ class Bench:
 
     def sparse(self, job: Job) -> tuple[float, BlockPlan]:
         """Milliseconds and plan of a proven job."""
-        plan, given = self.plan(job), Rotation(self.inputs(job.call))
-        density = plan.launched_density(job.backend)
-        timing = measure(
-            lambda: block_sparse_attention(*given(), plan, backend=job.backend),
-            self.device,
-            self.times(density * job.call.attention_flops),
-            warmup=1,
-        )
-        return timing.median_ms, plan
+        plan = self.plan(job)
+
+        def measured() -> float:
+            given = Rotation(self.inputs(job.call))
+            density = plan.launched_density(job.backend)
+            return measure(
+                lambda: block_sparse_attention(*given(), plan, backend=job.backend),
+                self.device,
+                self.times(density * job.call.attention_flops),
+                warmup=1,
+            ).median_ms
+
+        return once(job.name, measured), plan
 
     def dense(self, call: Subject) -> float:
         """Milliseconds of the fastest of torch's dense kernels."""
-        given = Rotation(self.inputs(call))
-        run = fastest_dense(self, call.head_dim).run
-        times = self.times(call.attention_flops)
-        return measure(lambda: run(*given()), self.device, times, warmup=1).median_ms
+
+        def measured() -> float:
+            given = Rotation(self.inputs(call))
+            run = fastest_dense(self, call.head_dim).run
+            times = self.times(call.attention_flops)
+            return measure(lambda: run(*given()), self.device, times, warmup=1).median_ms
+
+        return once(f"{called(call)} dense", measured)
 
     def times(self, flops: float) -> int:
         """How often a call is timed: a long one less, its times scatter little."""
@@ -180,6 +215,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--workers", type=int, default=12, help="processes that compile and prove")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--times", type=Path, help="JSON file for what is measured")
+    parser.add_argument("--replay", type=Path, help="such a file, instead of measuring")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -193,13 +230,20 @@ def main() -> None:
         options.repeats,
     )
     here = machine(device)
+    if options.replay:
+        kept = json.loads(options.replay.read_text("utf-8"))
+        TIMES.update(kept["times"])
+        here = dataclasses.replace(here, **kept["machine"])
     path = options.table or TABLES / f"{gpu_key(here.machine)}.csv"
     began = time.perf_counter()
     rounds = [] if options.check else round_jobs(bench)
     pairs = check_jobs(bench, options.tiny)
-    workers = min(options.workers, 2) if options.tiny else options.workers
-    ready = set(proven(bench, [*rounds, *pairs], workers))
-    print(f"{len(ready)} calls proven in {time.perf_counter() - began:.0f} s", flush=True)
+    if options.replay:
+        ready = {job for job in (*rounds, *pairs) if job.name in TIMES}
+    else:
+        workers = min(options.workers, 2) if options.tiny else options.workers
+        ready = set(proven(bench, [*rounds, *pairs], workers))
+        print(f"{len(ready)} calls proven in {time.perf_counter() - began:.0f} s", flush=True)
     if not options.check:
         table = calibrated(bench, gpu_key(here.machine), [job for job in rounds if job in ready])
         write_table(path, table, f"samples/measure_planner.py at {here.commit}")
@@ -220,6 +264,9 @@ def main() -> None:
             file.flush()
             rows.append(row)
             print(row, flush=True)
+    if options.times:
+        kept = {"machine": common, "times": TIMES}
+        options.times.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     summary(rows)
     print(f"{time.perf_counter() - began:.0f} s in all")
 
@@ -297,7 +344,14 @@ def spread(jobs: Sequence[Job]) -> list[Job]:
 def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
     """Constants of every backend and head_dim, fitted to calls of round sizes."""
     cuda = bench.device.type == "cuda"
-    programs = torch.cuda.get_device_properties(bench.device).multi_processor_count if cuda else 1
+    programs = int(
+        once(
+            "programs",
+            lambda: (
+                torch.cuda.get_device_properties(bench.device).multi_processor_count if cuda else 1
+            ),
+        )
+    )
     constants: dict[tuple[str, int], Constants] = {}
     for dim in HEAD_DIMS:
         constants[DENSE, dim] = fit(list(dense_samples(bench, dim)), programs)
@@ -306,7 +360,8 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
             if own:
                 constants[backend, dim] = fit([sample(bench, job) for job in own], programs)
                 print(backend, dim, len(own), constants[backend, dim], flush=True)
-    return CostTable(gpu, constants, programs, linear_tflops(bench), copy_gbs(bench))
+    linear = once("linear_tflops", lambda: linear_tflops(bench))
+    return CostTable(gpu, constants, programs, linear, once("copy_gbs", lambda: copy_gbs(bench)))
 
 
 def dense_samples(bench: Bench, dim: int) -> Iterator[Sample]:
