@@ -3,9 +3,7 @@
 A persistent grid: each program takes query blocks of 128 rows from a work list. One warp feeds
 tiles of 128 keys through shared memory with bulk tensor copies; two groups of four warps hold 64
 query rows each. With tile scores S_t = q k_t^T, a group issues S_t, then acc += P_(t-1) v_(t-1),
-and computes the online softmax of S_t (see triton_forward) while that product runs. With head_dim
-64 the exponentials of a tile take as long as its products: a quarter of them is computed by other
-units, with a polynomial (the idea is FlashAttention 4's).
+and computes the online softmax of S_t (see triton_forward) while that product runs.
 
 Nothing is permuted: a block is a box (bt, bh, bw) of the raster video, read as a rank-5 box of
 [outer, T, H, W, inner] and clipped at the grid's edges by the copy engine, or a run of consecutive
@@ -18,7 +16,6 @@ scores are masked: clipped boxes, short runs, and blocks under a token rule.
 
 from __future__ import annotations
 
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -51,7 +48,6 @@ else:
 
 RUN = gl.constexpr(1 << 30)
 TOKEN = gl.constexpr((1 << 30) - 1)
-PROPAGATE = gl.constexpr(tl.PropagateNan.ALL)
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
@@ -244,44 +240,13 @@ def _pinned(x):
 
 
 @gluon.jit
-def _polynomial_exp2(x):
-    """2^x for x <= 0, to 7.5e-5, without the unit for transcendental functions; 2^-125 below -125.
-
-    x = n + r with n its nearest integer: a polynomial of r (least relative error on [-1/2, 1/2]),
-    whose exponent then gets n added.
-    """
-    x = gl.maximum(x, -125.0, propagate_nan=PROPAGATE)
-    shifted = x + 12582912.0  # 1.5 x 2^23: n stands in the lowest bits
-    r = x - (shifted - 12582912.0)
-    y = gl.fma(gl.fma(gl.fma(r, 0.05517166, 0.24261113), r, 0.69326098), r, 0.99992807)
-    bits = y.to(gl.int32, bitcast=True) + (shifted.to(gl.int32, bitcast=True) << 23)
-    return gl.fma(x, 0.0, bits.to(gl.float32, bitcast=True))  # NaN stays
-
-
-@gluon.jit
-def _exp2(x, POLYNOMIAL: gl.constexpr):
-    """2^x, x [64, 128]; of the last quarter of the columns by a polynomial if so asked."""
-    if POLYNOMIAL:
-        layout: gl.constexpr = x.type.layout
-        a, b = gl.split(x.reshape([64, 2, 64]).permute((0, 2, 1)))
-        c, d = gl.split(b.reshape([64, 2, 32]).permute((0, 2, 1)))
-        b = gl.join(gl.exp2(c), _polynomial_exp2(d)).permute((0, 2, 1)).reshape([64, 64])
-        a = gl.exp2(a)
-        b = gl.convert_layout(b, a.type.layout, assert_trivial=True)
-        p = gl.join(a, b).permute((0, 2, 1)).reshape([64, 128])
-        return gl.convert_layout(p, layout, assert_trivial=True)
-    else:
-        return gl.exp2(x)
-
-
-@gluon.jit
-def _softmax(s, top, sums, scale, POLYNOMIAL: gl.constexpr):
+def _softmax(s, top, sums, scale):
     """One online step, base 2: (p, new maximum, new sum, factor of what came before)."""
     new = gl.maximum(top, gl.max(s, axis=1) * scale)
     # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
     base = gl.where(new == float("-inf"), 0.0, new)
     alpha = gl.exp2(top - base)
-    p = _exp2(s * scale - gl.expand_dims(base, 1), POLYNOMIAL)
+    p = gl.exp2(s * scale - gl.expand_dims(base, 1))
     return p, new, sums * alpha + gl.sum(p, axis=1), alpha
 
 
@@ -313,10 +278,12 @@ def _finish(
             token = run_token
             held = run_held
         whole = whole | (length == 128)
-    seen = (top > float("-inf")) | (sums != sums)  # NaN stays
-    lse = gl.where(seen, (top + gl.log2(sums)) * LN_2, float("-inf"))
-    share = gl.where(seen, 1.0 / sums, 0.0)
-    out = (acc * gl.expand_dims(gl.convert_layout(share, gl.SliceLayout(1, O_L)), 1)).to(o_s.dtype)
+    seen = sums > 0
+    sums = gl.where(sums == 0, 1.0, sums)  # NaN stays
+    lse = gl.where(seen | (sums != sums), (top + gl.log2(sums)) * LN_2, float("-inf"))
+    out = (acc * gl.expand_dims(gl.convert_layout(1.0 / sums, gl.SliceLayout(1, O_L)), 1)).to(
+        o_s.dtype
+    )
     if whole:
         tma.store_wait(0)
         barrier()
@@ -396,7 +363,7 @@ def _consume(
         s = _masked(s, codes + at, metas + at, code + HALF * SPLIT, grid_t, grid_h, grid_w,
                     rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE,
                     OTHER)  # fmt: skip
-    p, top, sums, alpha = _softmax(s, top, sums, scale, D == 64)
+    p, top, sums, alpha = _softmax(s, top, sums, scale)
     mbarrier.wait(k_full.index(1), 0, pred=tiles > 1)
     w = gl.convert_layout(p.to(dtype), P_L)
     t = 1
@@ -440,11 +407,7 @@ def _consume(
         old_top = top
         old_sums = sums
         p, top, sums, alpha = _softmax(
-            s,
-            gl.where(first, float("-inf"), top),
-            gl.where(first, 0.0, sums),
-            scale,
-            D == 64,
+            s, gl.where(first, float("-inf"), top), gl.where(first, 0.0, sums), scale
         )
         # Between p and the product's end stands a wait that branches: without it the assembler
         # moves the latter ahead of the exponentials, and they no longer run beside the product.
