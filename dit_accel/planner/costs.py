@@ -3,12 +3,17 @@
 A sparse call is a list of items, one for each query block of each head: an item takes `row` plus,
 for each key block that it visits, `whole`, `short` or `partial` (no mask, a length mask, the token
 rule). Items are dealt to the GPU's `programs`, longest first; the call takes `launch` plus what the
-busiest program has. A dense call visits every pair of blocks.
+busiest program has. A dense call visits every pair of blocks; `short` is its price of one where
+the length is no multiple of a block.
+
+The same backend runs other kernels, with constants of their own, for blocks that are gathered
+through an order, and for boxes beside runs of text tokens: see `kernel_of`.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,11 +70,16 @@ class CostTable:
     @property
     def backends(self) -> list[str]:
         """Sparse backends that were measured."""
-        return list(dict.fromkeys(name for name, _ in self.constants if name != DENSE))
+        return list(dict.fromkeys(name.split()[0] for name, _ in self.constants if name != DENSE))
 
-    def of(self, backend: str, head_dim: int) -> Constants:
-        """Constants for a head_dim: the next larger one measured, or the largest scaled up."""
-        known = sorted(dim for name, dim in self.constants if name == backend)
+    def of(self, backend: str, head_dim: int, kernel: str = "") -> Constants:
+        """Constants for a head_dim: the next larger one measured, or the largest scaled up.
+
+        kernel: of the backend (see `kernel_of`), where it was measured apart.
+        """
+        known = sorted(dim for name, dim in self.constants if name == kernel)
+        backend = kernel if known else backend
+        known = known or sorted(dim for name, dim in self.constants if name == backend)
         if not known:
             raise unknown(f"backend in the table of {self.gpu}", backend, self.backends)
         dim = next((d for d in known if d >= head_dim), known[-1])
@@ -90,7 +100,8 @@ class CostTable:
         """Predicted milliseconds of a dense call."""
         known = self.of(DENSE, head_dim)
         blocks = length / FULL_BLOCK
-        spent = batch * heads * blocks * (known.row + known.whole * blocks)
+        visit = known.short if length % FULL_BLOCK else known.whole
+        spent = batch * heads * blocks * (known.row + visit * blocks)
         return (known.launch + spent / self.programs) / 1e6
 
     def sparse_ms(
@@ -107,7 +118,7 @@ class CostTable:
 
         moved: queries, keys, values and output are moved in memory.
         """
-        known = self.of(backend, head_dim)
+        known = self.of(backend, head_dim, kernel_of(backend, plan, moved=moved))
         moving = 0.0
         if moved:
             moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.q_length)
@@ -123,15 +134,31 @@ class CostTable:
         return passes * elements * 2 / self.copy_gbs / 1e6
 
 
+def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
+    """The name that a call's kernel has in tables: the backend, and what sets the kernel apart."""
+    if backend == "triton" and plan.k_blocks.order is not None:
+        return "triton gathered"
+    if backend == "hopper" and not moved and plan.box is not None:
+        text = plan.q_length != math.prod(plan.grid or (0,))
+        return "hopper mixed" if text else "hopper"
+    return backend
+
+
 def items(plan: BlockPlan, known: Constants, batch: int, heads: int) -> np.ndarray:
     """Nanoseconds of every item of a call."""
     whole, short, partial = list_visits(plan)
     masked = known.partial if plan.token_mask is None else masked_price(known, plan.token_mask)
-    area = plan.block_q * plan.block_k / FULL_BLOCK**2
-    area /= min(BLOCK_EFFICIENCY.get(size, 1.0) for size in (plan.block_q, plan.block_k))
-    work = known.row + area * (known.whole * whole + known.short * short + masked * partial)
+    area = area_of(plan)
+    row = known.row * plan.block_q / FULL_BLOCK
+    work = row + area * (known.whole * whole + known.short * short + masked * partial)
     samples, groups, _ = work.shape
     return np.tile(work.ravel(), (batch // samples) * (heads // groups))
+
+
+def area_of(plan: BlockPlan) -> float:
+    """Slots of a visit over those of 128 x 128, with what small blocks lose."""
+    lost = min(BLOCK_EFFICIENCY.get(size, 1.0) for size in (plan.block_q, plan.block_k))
+    return plan.block_q * plan.block_k / FULL_BLOCK**2 / lost
 
 
 def masked_price(known: Constants, mask: TokenMask) -> float:

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.planner.costs import FULL_BLOCK, Constants, busiest, list_visits
+from dit_accel.planner.costs import FULL_BLOCK, Constants, area_of, busiest, list_visits
 
 ROUNDS = 3
 """The busiest program depends a little on the constants: each round takes the last ones."""
+SHORT = 1.2
+"""Price of a visit under a length mask, over a whole one, where it was not measured."""
+SEEN = 0.1
+"""Part of a sample's visits from which on their price shows in its time."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class Sample:
     plan: BlockPlan | None = None
 
 
-def fit(samples: Sequence[Sample], programs: int) -> Constants:
+def fit(samples: Sequence[Sample], programs: int, launch: float | None = None) -> Constants:
     """The constants that tell the samples' times best, each to the same relative error.
 
-    Kinds of visits that no sample has cost what the dearest of the others does. Rules that a plan's
-    token mask names get a `partial` of their own.
+    launch: nanoseconds of a call's launch where they are known, from another kernel of a backend.
+    Kinds of visits that are a small part of every sample cannot be told from the others: they are
+    taken for whole ones. Then a masked visit costs what the dearest other one does, and a length
+    mask what it usually does. Rules that a plan's token mask names get a `partial` of their own.
     """
     rules = sorted({name for sample in samples if (name := _rule(sample))})
     columns = ["launch", "row", "whole", "short", *rules]
@@ -37,14 +43,24 @@ def fit(samples: Sequence[Sample], programs: int) -> Constants:
     times = np.array([sample.ms * 1e6 for sample in samples])
     for _ in range(ROUNDS):
         features = np.stack([_features(s, rules, found, programs) for s in samples])
-        found = _non_negative(features / times[:, None], np.ones(len(samples)))
+        visits = features[:, 2:]
+        part = (visits / visits.sum(1, keepdims=True)).max(0)
+        for column in np.flatnonzero(part < SEEN):
+            visits[:, 0] += visits[:, column] * (column > 0)
+            visits[:, column] *= column == 0
+        target = np.ones(len(samples))
+        if launch is not None:
+            target -= launch / times
+            features[:, 0] = 0
+        found = _non_negative(features / times[:, None], target)
     known = dict(zip(columns, found.tolist(), strict=True))
     seen = dict(zip(columns, (features > 0).sum(0).tolist(), strict=True))
     dearest = max(known[name] for name in columns[2:] if seen[name])
-    short = known["short"] if seen["short"] else dearest
-    masks = {rule: known[rule] for rule in rules}
-    partial = max(masks.values(), default=dearest)
-    return Constants(known["launch"], known["row"], known["whole"], short, partial, masks)
+    short = known["short"] if seen["short"] else SHORT * known["whole"]
+    masks = {rule: known[rule] for rule in rules if seen[rule]}
+    partial = max(masks.values(), default=max(dearest, short))
+    first = known["launch"] if launch is None else launch
+    return Constants(first, known["row"], known["whole"], short, partial, masks)
 
 
 def _rule(sample: Sample) -> str:
@@ -57,12 +73,14 @@ def _features(sample: Sample, rules: Sequence[str], known: np.ndarray, programs:
     if sample.plan is None:
         blocks = sample.length / FULL_BLOCK
         rows = sample.batch * sample.heads * blocks / programs
-        return np.array([1.0, rows, rows * blocks, 0.0, *(0.0 for _ in rules)])
+        visits = (0.0, rows * blocks) if sample.length % FULL_BLOCK else (rows * blocks, 0.0)
+        return np.array([1.0, rows, *visits, *(0.0 for _ in rules)])
     plan = sample.plan
-    area = plan.block_q * plan.block_k / FULL_BLOCK**2
+    area = area_of(plan)
     whole, short, partial = (area * visits for visits in list_visits(plan))
     masks = [partial * (rule == _rule(sample)) for rule in rules]
-    parts = [np.ones_like(whole), whole, short, *masks]
+    row = np.full_like(whole, plan.block_q / FULL_BLOCK)
+    parts = [row, whole, short, *masks]
     shared = (sample.batch // whole.shape[0]) * (sample.heads // whole.shape[1])
     work = sum(price * part for price, part in zip(known[1:], parts, strict=True))
     items = np.tile(np.ravel(work), shared)
