@@ -79,6 +79,8 @@ RULES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention_tile", {"references": 2, "exact": True}),
     ("temporal_band", {"exact": True}),
 )
+SHARED = {"hopper mixed": ("launch", "row"), "triton gathered": ("launch",)}
+"""Constants that another kernel of a backend has in common with its first one."""
 MODELS = ("wan-1.3b", "wan-14b", "hunyuan", "cogvideox-5b", "ltx", "flux")
 CHECKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sliding_tile", {"window": {"fraction": [0.6, 0.4, 0.4]}}),
@@ -382,7 +384,8 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
                 kernels.setdefault(name, []).append(sample(bench, job))
         for name in sorted(kernels):  # a backend's own name before those of its other kernels
             samples, own = kernels[name], constants.get((name.split()[0], dim))
-            constants[name, dim] = fit(samples, programs, own.launch if own else None)
+            given = {key: getattr(own, key) for key in SHARED.get(name, ())} if own else {}
+            constants[name, dim] = fit(samples, programs, given)
             print(name, dim, len(samples), constants[name, dim], flush=True)
     linear = once("linear_tflops", lambda: linear_tflops(bench))
     return CostTable(gpu, constants, programs, linear, once("copy_gbs", lambda: copy_gbs(bench)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ ROUNDS = 3
 """The busiest program depends a little on the constants: each round takes the last ones."""
 SHORT = 1.2
 """Price of a visit under a length mask, over a whole one, where it was not measured."""
-SEEN = 0.1
+SEEN = 0.05
 """Part of a sample's visits from which on their price shows in its time."""
 
 
@@ -29,10 +29,12 @@ class Sample:
     plan: BlockPlan | None = None
 
 
-def fit(samples: Sequence[Sample], programs: int, launch: float | None = None) -> Constants:
+def fit(
+    samples: Sequence[Sample], programs: int, given: Mapping[str, float] | None = None
+) -> Constants:
     """The constants that tell the samples' times best, each to the same relative error.
 
-    launch: nanoseconds of a call's launch where they are known, from another kernel of a backend.
+    given: constants that are known already, from another kernel of the backend.
     Kinds of visits that are a small part of every sample cannot be told from the others: they are
     taken for whole ones. Then a masked visit costs what the dearest other one does, and a length
     mask what it usually does. Rules that a plan's token mask names get a `partial` of their own.
@@ -49,9 +51,10 @@ def fit(samples: Sequence[Sample], programs: int, launch: float | None = None) -
             visits[:, 0] += visits[:, column] * (column > 0)
             visits[:, column] *= column == 0
         target = np.ones(len(samples))
-        if launch is not None:
-            target -= launch / times
-            features[:, 0] = 0
+        for name, value in (given or {}).items():
+            column = columns.index(name)
+            target -= value * features[:, column] / times
+            features[:, column] = 0
         found = _non_negative(features / times[:, None], target)
     known = dict(zip(columns, found.tolist(), strict=True))
     seen = dict(zip(columns, (features > 0).sum(0).tolist(), strict=True))
@@ -59,8 +62,8 @@ def fit(samples: Sequence[Sample], programs: int, launch: float | None = None) -
     short = known["short"] if seen["short"] else SHORT * known["whole"]
     masks = {rule: known[rule] for rule in rules if seen[rule]}
     partial = max(masks.values(), default=max(dearest, short))
-    first = known["launch"] if launch is None else launch
-    return Constants(first, known["row"], known["whole"], short, partial, masks)
+    known |= given or {}
+    return Constants(known["launch"], known["row"], known["whole"], short, partial, masks)
 
 
 def _rule(sample: Sample) -> str:
