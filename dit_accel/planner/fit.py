@@ -47,14 +47,14 @@ def fit(
         features = np.stack([_features(s, rules, found, programs) for s in samples])
         visits = features[:, 2:]
         part = (visits / visits.sum(1, keepdims=True)).max(0)
-        for column in np.flatnonzero(part < SEEN):
+        for column in np.flatnonzero(part < SEEN).tolist():
             visits[:, 0] += visits[:, column] * (column > 0)
             visits[:, column] *= column == 0
         target = np.ones(len(samples))
         for name, value in (given or {}).items():
-            column = columns.index(name)
-            target -= value * features[:, column] / times
-            features[:, column] = 0
+            place = columns.index(name)
+            target -= value * features[:, place] / times
+            features[:, place] = 0
         found = _non_negative(features / times[:, None], target)
     known = dict(zip(columns, found.tolist(), strict=True))
     seen = dict(zip(columns, (features > 0).sum(0).tolist(), strict=True))
