@@ -30,7 +30,7 @@ from dit_accel.profile import Reuse
 from dit_accel.state import RunState, Site
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-COMPILED = ("hopper", "triton")
+COMPILED = ("hopper", "triton", "flex", "fa4")
 """Backends whose first call of a variant compiles it."""
 BREAK_EVEN = "below break-even"
 PROFILE = "profile"

@@ -28,6 +28,7 @@ MEASURED = {
     ("torch", "cpu"): Cost(overhead=2e-3, slope=1.25, dense_rate=1.2e11),
     # samples/results/kernels_h200.csv; the overhead is the host's part of a call.
     ("hopper", "cuda"): Cost(overhead=3e-4, slope=1.05, dense_rate=5.5e14),
+    ("fa4", "cuda"): Cost(overhead=3e-4, slope=1.05, dense_rate=5.5e14),
     # samples/results/breakeven_h200.csv
     ("triton", "cuda"): Cost(overhead=2e-4, slope=1.9, dense_rate=5.5e14),
     # Not measured: gathers and F.sdpa, where Triton cannot run or by request.
