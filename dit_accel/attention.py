@@ -258,14 +258,9 @@ def planned(
     if wanted is None and kind == "boxes":
         other = plan_for(layout, pattern, device, heads, kind_for(device))
         rival = choose(*bshd, other)
-        if _effort(rival, other) < _effort(backend, plan):
+        if effort(rival, device.type, other) < effort(backend, device.type, plan):
             plan, backend = other, rival
     return plan, backend, eligible(backend, *bshd, plan)
-
-
-def _effort(backend: str, plan: BlockPlan) -> float:
-    moved = plan.q_length if moves_tokens(backend, plan) else None
-    return effort(backend, plan.device.type, plan.launched_density(backend), moved)
 
 
 def launch(

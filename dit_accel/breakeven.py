@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dit_accel.kernels.backends import moves_tokens
+from dit_accel.kernels.plan import BlockPlan
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -41,14 +44,12 @@ MOVING = 550
 (permutation in samples/results/kernels_h200.csv)."""
 
 
-def effort(backend: str, device: str, density: float, moved: int | None = None) -> float:
-    """A sparse call's time over dense, its overhead aside: to compare plans of the same pattern.
-
-    moved: tokens, where the backend moves them.
-    """
+def effort(backend: str, device: str, plan: BlockPlan) -> float:
+    """A plan's time over dense, overhead aside, moving tokens counted: to compare plans."""
     cost = MEASURED.get((backend, device))
     slope = 1.0 if cost is None else cost.slope
-    return slope * density + (MOVING / moved if moved else 0.0)
+    moving = MOVING / plan.q_length if moves_tokens(backend, plan) else 0.0
+    return slope * plan.launched_density(backend) + moving
 
 
 def pays(backend: str, device: str, flops: float, density: float) -> bool:

@@ -159,6 +159,12 @@ BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference_attention, lambda: None, lambda q, k, v, plan: None),
 }
 AUTOMATIC = ("hopper", "triton", "torch")
+LAYOUT_KINDS: dict[str, tuple[LayoutKind, ...]] = {
+    "hopper": ("boxes", "gather"),
+    "triton": ("gather",),
+    "torch": ("lengths",),
+}
+"""How each automatic backend can read blocks, on the device that it is for."""
 
 
 def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> LayoutKind:
@@ -175,12 +181,9 @@ def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> 
 
 
 def moves_tokens(name: str, plan: BlockPlan) -> bool:
-    """Whether backend `name` moves tokens in memory to run this plan."""
-    if name != "hopper":
-        return False
-    from dit_accel.kernels.hopper import needs_slots
-
-    return needs_slots(plan)
+    """Whether backend `name` moves tokens in memory to run this plan: its bulk copies take boxes
+    and runs alone."""
+    return name == "hopper" and plan.scattered
 
 
 def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:

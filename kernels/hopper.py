@@ -283,12 +283,6 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
     return None
 
 
-def needs_slots(plan: BlockPlan) -> bool:
-    """Whether tokens must move: the blocks are neither boxes of the grid nor runs of tokens."""
-    moved = plan.q_blocks.order is not None or plan.k_blocks.order is not None
-    return plan.box is None and moved
-
-
 @lru_cache(maxsize=1)
 def broken() -> str | None:
     """Why the kernel is not to be trusted here: it does not compile, or a small case is wrong."""
@@ -304,7 +298,7 @@ def hopper_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
-    if needs_slots(plan):
+    if plan.scattered:
         return attend_in_slots(q, k, v, plan, scale, return_lse, hopper_attention)
     batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima

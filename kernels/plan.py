@@ -196,6 +196,12 @@ class BlockPlan:
             work = work + self.pooled_count.sum((0, 1)) / self.block_k
         return work.argsort(descending=True, stable=True).int()
 
+    @property
+    def scattered(self) -> bool:
+        """Whether blocks are neither boxes of the grid nor runs of tokens."""
+        ordered = self.q_blocks.order is not None or self.k_blocks.order is not None
+        return self.box is None and ordered
+
     @cached_property
     def covers_queries(self) -> bool:
         """Whether every query token lies in a block of every sample."""

@@ -36,7 +36,7 @@ from dit_accel.bench.machine import machine
 from dit_accel.bench.proof import expected_rows, poisoned, prove
 from dit_accel.bench.timing import Rotation, measure
 from dit_accel.breakeven import effort
-from dit_accel.kernels.backends import BACKENDS, eligible, moves_tokens
+from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, eligible, moves_tokens
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
@@ -54,7 +54,7 @@ from dit_accel.planner.costs import (
     kernel_of,
 )
 from dit_accel.planner.fit import Sample, fit
-from dit_accel.planner.forecast import KINDS, describe
+from dit_accel.planner.forecast import describe
 from dit_accel.planner.models import Subject, at_grid, subject
 
 STOCK = ("cudnn", "fa2", "sdpa")
@@ -108,15 +108,6 @@ TIMES: dict[str, float] = {}
 """What was measured, by name: milliseconds of calls, and what is known of the GPU."""
 
 
-def once(name: str, measured: Callable[[], float]) -> float:
-    """A measurement, made where it is not known yet; SystemExit for a replay that lacks it."""
-    if name not in TIMES:
-        if "replay" in TIMES:
-            raise SystemExit(f"the replayed file has no time of {name}")
-        TIMES[name] = measured()
-    return TIMES[name]
-
-
 @dataclass(frozen=True)
 class Job:
     """A call, the pattern that makes its plan, who runs it, and how that one reads blocks."""
@@ -151,12 +142,12 @@ class Bench:
     grids: tuple[tuple[tuple[int, int, int], int], ...]
     heads: tuple[int, ...]
     repeats: int
-    cuda: bool
+    replayed: bool
 
     @property
     def backends(self) -> list[str]:
         """Sparse backends to measure; torch's has no cost of blocks on a GPU."""
-        return [name for name in KINDS if name != "torch" or self.device.type == "cpu"]
+        return [name for name in LAYOUT_KINDS if name != "torch" or self.device.type == "cpu"]
 
     def inputs(self, call: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         case = Case("", "", call.layout, call.heads, call.head_dim)
@@ -192,7 +183,7 @@ class Bench:
                 self.times(density * job.call.attention_flops),
             )
 
-        return once(job.name, measured), plan
+        return self.once(job.name, measured), plan
 
     def dense(self, call: Subject) -> float:
         """Milliseconds of the fastest of torch's dense kernels."""
@@ -202,7 +193,15 @@ class Bench:
             run = fastest_dense(self, call.head_dim).run
             return self.hot(lambda: run(*given()), self.times(call.attention_flops))
 
-        return once(f"{called(call)} dense", measured)
+        return self.once(f"{called(call)} dense", measured)
+
+    def once(self, name: str, measured: Callable[[], float]) -> float:
+        """A measurement, made where it is not known yet; SystemExit for a replay that lacks it."""
+        if name not in TIMES:
+            if self.replayed:
+                raise SystemExit(f"the replayed file has no time of {name}")
+            TIMES[name] = measured()
+        return TIMES[name]
 
     def hot(self, call: Callable[[], object], times: int) -> float:
         """Milliseconds of a call on a GPU that has been at it for a while."""
@@ -246,12 +245,12 @@ def main() -> None:
         TINY_GRIDS if options.tiny else GRIDS,
         TINY_HEADS if options.tiny else HEADS,
         options.repeats,
-        cuda or options.replay is not None,
+        options.replay is not None,
     )
     here = machine(device)
     if options.replay:
         kept = json.loads(options.replay.read_text("utf-8"))
-        TIMES.update(kept["times"] | {"replay": 1.0})
+        TIMES.update(kept["times"])
         here = dataclasses.replace(here, **kept["machine"])
     path = options.table or TABLES / f"{gpu_key(here.machine)}.csv"
     began = time.perf_counter()
@@ -315,7 +314,9 @@ def round_jobs(bench: Bench) -> list[Job]:
             call = at_grid(grid, bench.heads[-1], dim)
             call = dataclasses.replace(call, layout=TokenLayout(grid, after=text))
             calls += [(call, pattern(name, **kw)) for name, kw in RULES]
-        found += [Job(*call, name, KINDS[name][0]) for name in bench.backends for call in calls]
+        found += [
+            Job(*call, name, LAYOUT_KINDS[name][0]) for name in bench.backends for call in calls
+        ]
     return found
 
 
@@ -330,7 +331,7 @@ def check_jobs(bench: Bench, tiny: bool) -> list[Job]:
             Job(call, rule, backend, kind)
             for rule in rules
             for backend in bench.backends
-            for kind in KINDS[backend]
+            for kind in LAYOUT_KINDS[backend]
         ]
     return found
 
@@ -366,7 +367,7 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
     """Constants of every backend and head_dim, fitted to calls of round sizes."""
     cuda = bench.device.type == "cuda"
     programs = int(
-        once(
+        bench.once(
             "programs",
             lambda: (
                 torch.cuda.get_device_properties(bench.device).multi_processor_count if cuda else 1
@@ -387,8 +388,10 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
             given = {key: getattr(own, key) for key in SHARED.get(name, ())} if own else {}
             constants[name, dim] = fit(samples, programs, given)
             print(name, dim, len(samples), constants[name, dim], flush=True)
-    linear = once("linear_tflops", lambda: linear_tflops(bench))
-    return CostTable(gpu, constants, programs, linear, once("copy_gbs", lambda: copy_gbs(bench)))
+    linear = bench.once("linear_tflops", lambda: linear_tflops(bench))
+    return CostTable(
+        gpu, constants, programs, linear, bench.once("copy_gbs", lambda: copy_gbs(bench))
+    )
 
 
 def dense_samples(bench: Bench, dim: int) -> Iterator[Sample]:
@@ -444,13 +447,8 @@ def chosen(bench: Bench, jobs: Sequence[Job]) -> Job:
     """
     first = {job.kind: job for job in reversed(jobs)}
 
-    def spent(job: Job) -> float:
-        plan = bench.plan(job)
-        moved = plan.q_length if moves_tokens(job.backend, plan) else None
-        density = plan.launched_density(job.backend)
-        return effort(job.backend, "cuda" if bench.cuda else "cpu", density, moved)
-
-    return min(first.values(), key=spent)
+    gpu = "cuda" if bench.replayed else bench.device.type
+    return min(first.values(), key=lambda job: effort(job.backend, gpu, bench.plan(job)))
 
 
 def shrunk(call: Subject) -> Subject:

@@ -12,7 +12,7 @@ import torch
 from dit_accel.bench.cases import Case
 from dit_accel.breakeven import effort
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.backends import moves_tokens
+from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
@@ -28,8 +28,6 @@ NEAR = 0.08
 """Relative distance of a density that is near enough."""
 SMALL_BLOCK = 0.7
 """How much nearer a plan of 64-token blocks must come."""
-LAYOUT_KINDS: dict[str, tuple[LayoutKind, ...]] = {"hopper": ("boxes", "gather")}
-"""Backends that read tiles in other ways than their device's default."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,11 @@ def random_plan(
 
 @dataclass(frozen=True)
 class Made:
-    """What a pattern's plan costs."""
+    """A pattern's plan: densities, block, and the backend's effort for a kept pair."""
 
     launched: float
-    kept: float
     block: int
-    moved: int | None
+    effort: float
 
 
 def sliding_tile(
@@ -105,35 +102,33 @@ def sliding_tile(
     """
     found: list[tuple[float, float, SlidingTile, LayoutKind]] = []
     for kind in layout_kinds_of(backend, device):
-        for pattern, made in _windows(layout, density, kind, tile).items():
+        for pattern, made in _windows(layout, density, kind, backend, device.type, tile).items():
             small = SMALL_BLOCK if kind != "lengths" and made.block < 128 else 0.0
             distance = max(abs(math.log(made.launched / density)) + small, NEAR)
-            effort_ = effort(backend, device.type, made.launched, made.moved) / made.kept
-            found.append((distance, effort_, pattern, kind))
+            found.append((distance, made.effort, pattern, kind))
     return min(found, key=lambda one: one[:2])[2:]
 
 
 def _windows(
-    layout: TokenLayout, density: float, kind: LayoutKind, tile: object
+    layout: TokenLayout, density: float, kind: LayoutKind, backend: str, device: str, tile: object
 ) -> dict[SlidingTile, Made]:
     """Patterns around a density."""
+
+    def made(pattern: SlidingTile) -> Made:
+        return _made(layout, pattern, kind, backend, device)
+
     tried: dict[SlidingTile, Made] = {}
     for aspect in ASPECTS:
         for frames in FRAMES if layout.grid[0] > 1 else (1.0,):
-            tried |= _bisected(layout, density, kind, tile, frames, aspect)
-        nearest = min(abs(math.log(made.launched / density)) for made in tried.values())
+            tried |= _bisected(made, density, tile, frames, aspect)
+        nearest = min(abs(math.log(one.launched / density)) for one in tried.values())
         if nearest < NEAR:
             break
     return tried
 
 
 def _bisected(
-    layout: TokenLayout,
-    density: float,
-    layout_kind: LayoutKind,
-    tile: object,
-    frames: float,
-    aspect: float,
+    made: Callable[[SlidingTile], Made], density: float, tile: object, frames: float, aspect: float
 ) -> dict[SlidingTile, Made]:
     """Patterns around a density: wider windows launch more."""
     tried: dict[SlidingTile, Made] = {}
@@ -142,7 +137,7 @@ def _bisected(
         middle = (low + high) // 2
         sides = [min(1.0, round(SIDES[middle] * by, 3)) for by in (aspect, 1 / aspect)]
         pattern = SlidingTile(window={"fraction": [frames, *sides]}, tile=tile)
-        tried[pattern] = _made(layout, pattern, layout_kind)
+        tried[pattern] = made(pattern)
         if tried[pattern].launched < density:
             low = middle + 1
         else:
@@ -151,17 +146,18 @@ def _bisected(
 
 
 @lru_cache(maxsize=4096)
-def _made(layout: TokenLayout, pattern: SlidingTile, layout_kind: LayoutKind) -> Made:
-    plan = pattern.build(layout, torch.device("cpu"), layout_kind=layout_kind)
-    launched = plan.launched_density("torch" if layout_kind == "lengths" else "triton")
-    moved = moves_tokens("hopper", plan) and layout_kind == "gather"
-    return Made(launched, plan.kept_density(), plan.block_q, plan.q_length if moved else None)
+def _made(
+    layout: TokenLayout, pattern: SlidingTile, kind: LayoutKind, backend: str, device: str
+) -> Made:
+    plan = pattern.build(layout, torch.device("cpu"), layout_kind=kind)
+    launched = plan.launched_density("torch" if kind == "lengths" else "triton")
+    return Made(launched, plan.block_q, effort(backend, device, plan) / plan.kept_density())
 
 
 def layout_kinds_of(backend: str, device: torch.device) -> tuple[LayoutKind, ...]:
     """How a backend can read tiles, which decides how a grid is cut for it."""
     if device.type != "cpu":
-        return LAYOUT_KINDS.get(backend, (kind_for(device),))
+        return LAYOUT_KINDS["hopper"] if backend == "hopper" else (kind_for(device),)
     return ("lengths",) if backend in ("torch", "reference") else ("gather",)
 
 

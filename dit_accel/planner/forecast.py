@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan, block_tokens
 from dit_accel.kernels.tile_choice import LayoutKind
@@ -19,12 +20,6 @@ from dit_accel.layout import TokenLayout
 from dit_accel.planner.costs import CostTable, cost_table, no_table, shipped_gpus, this_gpu
 from dit_accel.planner.models import Subject, subject
 
-KINDS: dict[str, tuple[LayoutKind, ...]] = {
-    "hopper": ("boxes", "gather"),
-    "triton": ("gather",),
-    "torch": ("lengths",),
-}
-"""How each backend can read blocks."""
 SAMPLED, QUERIES = 96, 3
 """Query blocks, and queries of each, whose masked pairs are counted."""
 PASSES = 280
@@ -153,10 +148,10 @@ def plan(
     table = cost_table(gpu)
     if table is None and gpu is not None:
         raise no_table(gpu)
-    if backend is not None and backend not in KINDS:
-        raise unknown("backend", backend, KINDS)
-    names = [backend] if backend else [n for n in KINDS if table and n in table.backends]
-    options = [_Option(name, kind) for name in names or ["triton"] for kind in KINDS[name]]
+    if backend is not None and backend not in LAYOUT_KINDS:
+        raise unknown("backend", backend, LAYOUT_KINDS)
+    names = [backend] if backend else [n for n in LAYOUT_KINDS if table and n in table.backends]
+    options = [_Option(name, kind) for name in names or ["triton"] for kind in LAYOUT_KINDS[name]]
     made = {o: plan_for(what.layout, rule, "cpu", what.heads, o.kind) for o in options}
     priced = {option: _price(table, made[option], option, what) for option in options}
     best = min(options, key=lambda option: priced[option] or 0.0)
@@ -170,10 +165,6 @@ class _Option:
 
     backend: str
     kind: LayoutKind
-
-    def moves(self, made: BlockPlan) -> bool:
-        """Whether it moves tokens in memory for a plan: a bulk copy takes boxes and runs alone."""
-        return self.backend == "hopper" and made.box is None and made.q_blocks.order is not None
 
 
 def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:
@@ -198,7 +189,7 @@ def _price(
 ) -> float | None:
     if table is None or option.backend not in table.backends:
         return None
-    moved = option.moves(made)
+    moved = moves_tokens(option.backend, made)
     return table.sparse_ms(made, option.backend, 1, what.heads, what.head_dim, moved=moved)
 
 
@@ -250,7 +241,7 @@ def _forecast(
         dense_step_ms=dense_step,
         sparse_step_ms=sparse_step,
         breakeven=breakeven,
-        moved=option.moves(made),
+        moved=moves_tokens(backend, made),
         assumed=False,
         notes=(*what.notes, *_cut_tiles(rule, what.layout.grid)),
         plan=made,

@@ -135,7 +135,7 @@ def test_a_forecast_is_its_plan(backend: str, no_tables: None) -> None:
     window = {"fraction": [0.6, 0.5, 0.5]}
     cast = dit_accel.plan("wan-1.3b", window=window, backend=backend)
     rule = pattern("sliding_tile", window=window)
-    kind = forecast.KINDS[backend][0]
+    kind = forecast.LAYOUT_KINDS[backend][0]
     plan = plan_for(TokenLayout((21, 30, 52)), rule, "cpu", layout_kind=kind)
     assert cast.launched == plan.launched_density(backend)
     assert cast.kept == plan.kept_density() and cast.bound == 1 / cast.launched
