@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import dit_accel
+from dit_accel.cli import option
 from dit_accel.cli.bench import bench
 from dit_accel.cli.compare import compare
 from dit_accel.cli.console import guarded, out
@@ -22,8 +23,6 @@ app = typer.Typer(
     help="Faster video and image diffusion transformers by sparse and cached attention.",
 )
 app.add_typer(bench, name="bench")
-
-MODEL, SIZE, SAMPLING, RUN, OUTPUT = "Model", "Size", "Sampling", "How it runs", "Output"
 
 
 def _version(asked: bool) -> None:
@@ -45,104 +44,39 @@ def root(
 @guarded
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to show.", show_default=False)],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="demo, a folder in diffusers' format or a Hub id.", rich_help_panel=MODEL
-        ),
-    ] = "demo",
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit of a Hub model.", rich_help_panel=MODEL),
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the weights: fp16.", rich_help_panel=MODEL)
-    ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="auto, dense, a name from `dit-accel profiles`, or a TOML file.",
-            rich_help_panel=RUN,
-        ),
-    ] = "auto",
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Fail where attention that the profile plans sparse would run dense.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=SIZE)
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(help="First frame, for image-to-video models.", rich_help_panel=SAMPLING),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What not to show.", rich_help_panel=SAMPLING)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=SAMPLING)
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="How closely to follow the prompt.", rich_help_panel=SAMPLING),
-    ] = None,
-    true_cfg_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Guidance against the negative prompt, for distilled models.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
+    model: option.Pipeline = "demo",
+    revision: option.Revision = None,
+    variant: option.Variant = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    frames: option.Frames = None,
+    image: option.Image = None,
+    negative_prompt: option.NegativePrompt = None,
+    steps: option.Steps = None,
+    guidance_scale: option.GuidanceScale = None,
+    true_cfg_scale: option.TrueCfgScale = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Same seed, same video.", rich_help_panel=SAMPLING)
+        int, typer.Option(min=0, help="Same seed, same video.", rich_help_panel=option.SAMPLING)
     ] = 0,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="fp32, bf16 or fp16. \\[default: bf16 on a GPU, fp32 on a CPU]",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cuda, cuda:1, cpu. \\[default: the GPU if there is one]", rich_help_panel=RUN
-        ),
-    ] = None,
-    offload: Annotated[
-        str,
-        typer.Option(
-            help="none, model, sequential or group: what waits in CPU memory.",
-            rich_help_panel=RUN,
-        ),
-    ] = "none",
+    profile: option.OneProfile = "auto",
+    strict: option.Strict = False,
+    dtype: option.DType = None,
+    device: option.Device = None,
+    offload: option.Offload = "none",
+    debug: option.Debug = False,
     output: Annotated[
         str | None,
         typer.Option(
             "--out",
             help="x.mp4, x.gif, x.png or a folder. \\[default: named after the prompt]",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=option.OUTPUT,
         ),
     ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1, help="Frames per second. \\[default: the model's]", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    fps: option.Fps = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write the report as JSON, too.", rich_help_panel=OUTPUT),
+        typer.Option(help="Write the report as JSON, too.", rich_help_panel=option.OUTPUT),
     ] = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=RUN)
-    ] = False,
 ) -> None:
     """Generate a video or an image, and report what ran sparse.
 
@@ -209,24 +143,16 @@ def doctor(
         str | None,
         typer.Option(
             help="Also tell why a profile is not faster on this model; names as for plan.",
-            rich_help_panel=MODEL,
+            rich_help_panel=option.MODEL,
             show_default=False,
         ),
     ] = None,
-    profile: Annotated[
-        str, typer.Option(help="auto, dense, a name, or a TOML file.", rich_help_panel=RUN)
-    ] = "auto",
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=SIZE)
-    ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="Such as h100. \\[default: the one in this machine]", rich_help_panel=RUN
-        ),
-    ] = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    frames: option.Frames = None,
+    profile: option.OneProfile = "auto",
+    gpu: option.Gpu = None,
+    debug: option.Debug = False,
 ) -> None:
     """Show versions, devices and backends; with --model, why it is not faster here."""
     from dit_accel.cli.doctor import examine

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dit_accel.cli import option
 from dit_accel.cli.console import guarded, out
 from dit_accel.errors import DitAccelError
 
@@ -18,16 +19,12 @@ bench = typer.Typer(
     help="Time attention kernels and whole denoising steps on this machine.",
 )
 
-WHAT, HOW, OUTPUT = "What to measure", "How", "Output"
+WHAT = "What to measure"
 
-DEVICE = typer.Option(
-    help="cuda, cuda:1, cpu. \\[default: the GPU if there is one]", rich_help_panel=HOW
-)
-DTYPE = typer.Option(
-    help="bf16, fp16 or fp32. \\[default: bf16 on a GPU, fp32 on a CPU]", rich_help_panel=HOW
-)
-CSV = typer.Option("--out", help="CSV file, written row by row.", rich_help_panel=OUTPUT)
-DEBUG = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=HOW)
+Csv = Annotated[
+    Path | None,
+    typer.Option("--out", help="CSV file, written row by row.", rich_help_panel=option.OUTPUT),
+]
 
 
 @bench.command()
@@ -86,20 +83,21 @@ def kernels(
         typer.Option(help="Also whole calls and the machine's ceilings.", rich_help_panel=WHAT),
     ] = True,
     repeats: Annotated[
-        int, typer.Option(min=3, help="Timed calls, of which the median.", rich_help_panel=HOW)
+        int,
+        typer.Option(min=3, help="Timed calls, of which the median.", rich_help_panel=option.RUN),
     ] = 10,
     cold: Annotated[
         bool,
         typer.Option(
             "--cold",
             help="Compile every kernel anew, to time first calls.",
-            rich_help_panel=HOW,
+            rich_help_panel=option.RUN,
         ),
     ] = False,
-    dtype: Annotated[str | None, DTYPE] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    output: Annotated[Path | None, CSV] = None,
-    debug: Annotated[bool, DEBUG] = False,
+    dtype: option.DType = None,
+    device: option.Device = None,
+    debug: option.Debug = False,
+    output: Csv = None,
 ) -> None:
     """Prove each kernel against an oracle, then time it beside the dense kernels there are.
 
@@ -155,49 +153,43 @@ def step(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    height: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels. \\[default: the model's]", rich_help_panel=WHAT),
-    ] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=WHAT)] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=WHAT)
-    ] = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    frames: option.Frames = None,
     layers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Build only about so many blocks, for small GPUs.", rich_help_panel=HOW
+            min=1,
+            help="Build only about so many blocks, for small GPUs.",
+            rich_help_panel=option.RUN,
         ),
     ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile the repeated blocks, for both.", rich_help_panel=HOW
+            "--compile", help="Compile the repeated blocks, for both.", rich_help_panel=option.RUN
         ),
     ] = False,
     dense: Annotated[
         str | None,
         typer.Option(
             help="Attention backend of diffusers for dense calls. \\[default: the fastest here]",
-            rich_help_panel=HOW,
+            rich_help_panel=option.RUN,
         ),
     ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(help="Whose sparse kernels. \\[default: the best]", rich_help_panel=HOW),
-    ] = None,
+    backend: option.SparseBackend = None,
     repeats: Annotated[
         int | None,
         typer.Option(
             min=2,
             help="Timed forwards. \\[default: 10, or 3 that take over 3 s]",
-            rich_help_panel=HOW,
+            rich_help_panel=option.RUN,
         ),
     ] = None,
-    dtype: Annotated[str | None, DTYPE] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    output: Annotated[Path | None, CSV] = None,
-    debug: Annotated[bool, DEBUG] = False,
+    dtype: option.DType = None,
+    device: option.Device = None,
+    debug: option.Debug = False,
+    output: Csv = None,
 ) -> None:
     """Time one denoising step of a real configuration, dense and with profiles.
 

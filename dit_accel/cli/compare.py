@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-WHAT, SIZE, SAMPLING, RUN, OUTPUT = (
-    "What to compare", "Size", "Sampling", "How it runs", "Output",
-)  # fmt: skip
-ATTENTION = "Attention alone"
+from dit_accel.cli import option
+
+WHAT, ATTENTION = "What to compare", "Attention alone"
 
 
 def compare(
-    model: Annotated[
-        str,
-        typer.Option(help="demo, a folder in diffusers' format or a Hub id.", rich_help_panel=WHAT),
-    ] = "demo",
+    model: option.Pipeline = "demo",
+    revision: option.Revision = None,
+    variant: option.Variant = None,
     profiles: Annotated[
         str | None,
         typer.Option(
@@ -56,45 +54,20 @@ def compare(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit of a Hub model.", rich_help_panel=WHAT),
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the weights: fp16.", rich_help_panel=WHAT)
-    ] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=SIZE)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=SAMPLING)
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="How closely to follow the prompt.", rich_help_panel=SAMPLING),
-    ] = None,
-    true_cfg_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Guidance against the negative prompt, for distilled models.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What not to show.", rich_help_panel=SAMPLING)
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(help="First frame, for image-to-video models.", rich_help_panel=SAMPLING),
-    ] = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    frames: option.Frames = None,
+    steps: option.Steps = None,
+    guidance_scale: option.GuidanceScale = None,
+    true_cfg_scale: option.TrueCfgScale = None,
+    negative_prompt: option.NegativePrompt = None,
+    image: option.Image = None,
     repeats: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Timed runs of every clip. \\[default: as many as make 3 pairs]",
-            rich_help_panel=RUN,
+            rich_help_panel=option.RUN,
         ),
     ] = None,
     error_maps: Annotated[
@@ -102,7 +75,7 @@ def compare(
         typer.Option(
             help="Measure the error of every attention call, untimed: on the first clip of a "
             "profile, on all, or none.",
-            rich_help_panel=RUN,
+            rich_help_panel=option.RUN,
         ),
     ] = "first",
     no_breakeven: Annotated[
@@ -110,72 +83,39 @@ def compare(
         typer.Option(
             "--no-breakeven",
             help="Run sparse even where that pays on larger sizes only.",
-            rich_help_panel=RUN,
+            rich_help_panel=option.RUN,
         ),
     ] = False,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Fail where attention that a profile plans sparse would run dense.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="Which kernels run the plans. \\[default: the best]", rich_help_panel=RUN
-        ),
-    ] = None,
+    strict: option.Strict = False,
+    backend: option.SparseBackend = None,
     keep_going: Annotated[
         bool,
         typer.Option(
-            "--keep-going", help="Record a clip that fails, and go on.", rich_help_panel=RUN
+            "--keep-going", help="Record a clip that fails, and go on.", rich_help_panel=option.RUN
         ),
     ] = False,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="fp32, bf16 or fp16. \\[default: bf16 on a GPU, fp32 on a CPU]",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cuda, cuda:1, cpu. \\[default: the GPU if there is one]", rich_help_panel=RUN
-        ),
-    ] = None,
-    offload: Annotated[
-        str,
-        typer.Option(
-            help="none, model, sequential or group: what waits in CPU memory.",
-            rich_help_panel=RUN,
-        ),
-    ] = "none",
+    dtype: option.DType = None,
+    device: option.Device = None,
+    offload: option.Offload = "none",
+    debug: option.Debug = False,
     output: Annotated[
-        Path, typer.Option("--out", help="Folder of the report.", rich_help_panel=OUTPUT)
+        Path, typer.Option("--out", help="Folder of the report.", rich_help_panel=option.OUTPUT)
     ] = Path("report"),
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
             help="Add to the results in the folder that another request left.",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=option.OUTPUT,
         ),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace the results in the folder.", rich_help_panel=OUTPUT
+            "--overwrite", help="Replace the results in the folder.", rich_help_panel=option.OUTPUT
         ),
     ] = False,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1, help="Frames per second. \\[default: the model's]", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    fps: option.Fps = None,
     attention: Annotated[
         bool,
         typer.Option(
@@ -196,9 +136,6 @@ def compare(
             rich_help_panel=ATTENTION,
         ),
     ] = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=RUN)
-    ] = False,
 ) -> None:
     """Compare profiles with dense, and with others: quality and time, clip by clip.
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from dit_accel.cli import option
 from dit_accel.cli.console import out
 from dit_accel.errors import DitAccelError
 
-WHAT, SIZE, PATTERN, MACHINE, OUTPUT = "Model", "Size", "Pattern", "Machine", "Output"
+PATTERN = "Pattern"
 
 
 def plan(
@@ -20,14 +21,12 @@ def plan(
         typer.Option(
             help="wan-14b, wan-1.3b, wan-5b, hunyuan, cogvideox-5b, cogvideox-2b, ltx, flux, "
             "mochi, demo, a folder in diffusers' format or a Hub id.",
-            rich_help_panel=WHAT,
+            rich_help_panel=option.MODEL,
         ),
     ] = "wan-14b",
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=SIZE)] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video.", rich_help_panel=SIZE)
-    ] = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    frames: option.Frames = None,
     pattern: Annotated[
         str,
         typer.Option(
@@ -45,44 +44,32 @@ def plan(
         ),
     ] = None,
     tile: Annotated[
-        str | None,
-        typer.Option(
-            help="t,h,w in tokens. \\[default: the best one]",
-            rich_help_panel=PATTERN,
-            show_default=False,
-        ),
-    ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="Such as h100: one with a table of measured costs. \\[default: the one in this "
-            "machine]",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
+        str, typer.Option(help="t,h,w in tokens; auto is the best one.", rich_help_panel=PATTERN)
+    ] = "auto",
+    gpu: option.Gpu = None,
     backend: Annotated[
         str | None,
         typer.Option(
-            help="hopper, triton or torch. \\[default: the fastest there]", rich_help_panel=MACHINE
+            help="hopper, triton or torch. \\[default: the fastest there]",
+            rich_help_panel=option.RUN,
         ),
     ] = None,
+    debug: option.Debug = False,
     picture: Annotated[
         Path | None,
-        typer.Option("--out", help="Draw the pattern into this PNG.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--out", help="Draw the pattern into this PNG.", rich_help_panel=option.OUTPUT
+        ),
     ] = None,
     query: Annotated[
         str | None,
         typer.Option(
             help="t,h,w in tokens of the query to draw. \\[default: the middle]",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=option.OUTPUT,
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)
-    ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT),
+        bool, typer.Option("--json", help="Print JSON.", rich_help_panel=option.OUTPUT)
     ] = False,
 ) -> None:
     """Tell what a pattern will cost on a model, and draw it, before anything runs.
@@ -101,8 +88,8 @@ def plan(
     parameters: dict[str, Any] = parameters_of(pattern) if ":" in pattern else {}
     if window is not None:
         parameters["window"] = _window(window)
-    if tile is not None:
-        parameters["tile"] = "auto" if tile == "auto" else list(_triple("--tile", tile))
+    if tile != "auto":
+        parameters["tile"] = list(_triple("--tile", tile))
     if picture is not None and picture.suffix.lower() != ".png":
         raise DitAccelError(f"--out: expected a file that ends in .png, got {picture}.")
     cast = forecast(model, height, width, frames, name, gpu=gpu, backend=backend, **parameters)

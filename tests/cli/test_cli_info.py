@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import torch
+import typer
 
 import dit_accel
+from dit_accel.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +29,22 @@ def test_help_is_quick_and_loads_nothing_heavy():
     begin = time.monotonic()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert time.monotonic() - begin < 5  # about 0.4 s on an idle machine
+
+
+def test_options_of_one_name_read_alike_in_every_command():
+    """Other names than these mean one thing, so they have one help, panel and default."""
+    own = {"help", "model", "profile", "backend", "output", "layers", "repeats", "tile"}
+    seen: dict[str, set[tuple[object, ...]]] = {}
+    commands = [typer.main.get_command(app)]
+    for command in commands:  # grows while it is walked
+        commands += getattr(command, "commands", {}).values()
+        for each in command.params:
+            panel = getattr(each, "rich_help_panel", None)
+            about = (each.opts[0], each.help, panel, each.default)
+            seen.setdefault(each.name, set()).add(about)
+    assert len(commands) >= 10
+    twice = {name: kinds for name, kinds in seen.items() if len(kinds) > 1 and name not in own}
+    assert not twice
 
 
 def test_module_can_be_run():
