@@ -21,7 +21,7 @@ from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter
 from dit_accel.pipelines.registry import ADAPTERS, adapter_for
 from dit_accel.policy import Policy, SiteKey
-from dit_accel.profile import GENERIC, Profile, load_profile
+from dit_accel.profile import Profile, load_profile
 from dit_accel.report import Recorder, Report
 from dit_accel.state import Attached, RootHook, RunState, Settings, Site
 
@@ -96,11 +96,6 @@ def enable(
     adapter = _adapter(experts)
     _check_options(strict, backend, cache_limit, steps)
     chosen = load_profile(profile, adapter.family)
-    if chosen.family not in (GENERIC, adapter.family):
-        raise DitAccelError(
-            f"profile {chosen.name!r} is for {chosen.family}, the model is of family "
-            f"{adapter.family}: choose one of its own profiles, or set family = '{GENERIC}'."
-        )
     if overrides is not None:
         chosen = chosen.with_overrides(overrides)
     schedulers = scheduler if callable(scheduler) else (lambda: [scheduler])

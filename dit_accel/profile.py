@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import dit_accel
-from dit_accel.errors import DitAccelError, unknown
+from dit_accel.errors import DitAccelError, nearest, unknown
 from dit_accel.kernels.patterns import PATTERNS, Pattern, pattern
 from dit_accel.kernels.patterns.composite import Union, check_heads
 
@@ -166,25 +166,64 @@ def load_profile(profile: str | Path | Profile = "auto", family: str | None = No
 
     Args:
         profile: `"auto"` (the family's `balanced`), `"dense"`, a shipped name, a path, a Profile.
-        family: the model family whose shipped profiles a name refers to.
+        family: the model family whose shipped profiles a name refers to, and which the profile
+            must be for; None takes the generic ones, and any family's file.
 
     Raises:
-        DitAccelError: unknown name (with the nearest), unreadable file, or a wrong key or value.
+        DitAccelError: neither a name nor a file (with the nearest), an unreadable file, a wrong
+            key or value, a profile for another family.
     """
+    found = _load(profile, family)
+    if family is not None and found.family not in (GENERIC, family):
+        raise DitAccelError(
+            f"profile {found.name!r} is for {found.family}, the model is of family {family}: "
+            f"choose one of its own profiles, or set family = '{GENERIC}'."
+        )
+    return found
+
+
+def _load(profile: str | Path | Profile, family: str | None) -> Profile:
     if isinstance(profile, Profile):
         return profile
-    text = str(profile)
-    if text == "auto":
-        return dataclasses.replace(load_profile("balanced", family), drop_short_warmup=True)
-    if text == "dense":
+    if profile == "auto":
+        return dataclasses.replace(_load("balanced", family), drop_short_warmup=True)
+    if profile == "dense":
         return Profile("dense", family or GENERIC, "Every call dense, as the stock pipeline.")
-    if isinstance(profile, Path) or text.endswith(".toml") or "/" in text:
-        return _read(Path(text).expanduser())
+    if not isinstance(profile, (str, Path)):
+        raise DitAccelError(f"profile: expected a name, a TOML file or a Profile, got {profile!r}.")
+    return _read(profile_file(profile, family))
+
+
+def profile_file(
+    profile: str | Path, family: str | None = None, others: Iterable[str] = ()
+) -> Path:
+    """The TOML file behind a shipped name or a path; a name goes before a file of that name.
+
+    Args:
+        others: what the caller takes beside these, for the hint.
+
+    Raises:
+        DitAccelError: there is no such name and no such file; says the nearest that there is.
+    """
+    from dit_accel.catalog import families
+
+    if family not in (None, GENERIC, *families()):
+        raise unknown("family", str(family), (GENERIC, *families()))
     shipped = {name: path for fam, name, path in _shipped() if fam == GENERIC}
     shipped |= {name: path for fam, name, path in _shipped() if fam == family}
-    if text not in shipped:
-        raise unknown("profile", text, [*shipped, "auto", "dense"])
-    return _read(shipped[text])
+    if isinstance(profile, str) and profile in shipped:
+        return shipped[profile]
+    path = Path(profile).expanduser()
+    if path.exists() and not path.is_dir():
+        return path
+    names = sorted({*shipped, "auto", "dense", *others})
+    beside = {key: str(f) for f in path.parent.glob("*.toml") for key in (f.stem, f.name)}
+    close = nearest(path.name, [*beside, *names])
+    hint = f" Did you mean {close if close in names else beside[close]!r}?" if close else ""
+    raise DitAccelError(
+        f"unknown profile {str(profile)!r}: neither a name nor a TOML file.{hint} "
+        f"Known: {', '.join(names)}."
+    )
 
 
 def profile_names(family: str | None = None) -> list[tuple[str, str, str]]:

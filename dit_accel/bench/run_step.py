@@ -16,7 +16,7 @@ from dit_accel.bench.machine import machine
 from dit_accel.bench.records import CsvLog, StepRow
 from dit_accel.bench.step import StepOptions, step_rows
 from dit_accel.bench.step_models import StepModel, pick_model
-from dit_accel.errors import DitAccelError, unknown
+from dit_accel.errors import unknown
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.pipelines.registry import ADAPTERS
 from dit_accel.profile import Profile, load_profile
@@ -94,15 +94,7 @@ def _profiles(model: StepModel, request: StepRequest) -> tuple[Profile, ...]:
     """The profiles by name, the family's `auto` where nothing is asked."""
     family = next(a.family for a in ADAPTERS if model.transformer in a.transformers)
     names = request.profiles or (() if request.densities else ("auto",))
-    found = []
-    for name in names:
-        profile = load_profile(name, family)
-        if profile.family not in ("generic", family):
-            raise DitAccelError(
-                f"--profile {name}: it is for {profile.family}, the model is of {family}."
-            )
-        found.append(replace(profile, name=name))
-    return tuple(found)
+    return tuple(replace(load_profile(name, family), name=name) for name in names)
 
 
 def _dense(name: str | None) -> str | None:

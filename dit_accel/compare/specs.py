@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dit_accel
-from dit_accel.errors import DitAccelError, unknown
+from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import PATTERNS
-from dit_accel.profile import GENERIC, Profile, load_profile, parse_profile, profile_names
+from dit_accel.profile import Profile, load_profile, parse_profile, profile_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,32 +104,9 @@ def _from_text(text: str, family: str | None) -> Spec:
 def _named(name: str, family: str | None) -> Spec:
     if name == "dense":
         return Spec(name, load_profile(name, family), "Every call dense, as the stock pipeline.")
-    try:
-        profile = load_profile(name, family)
-    except DitAccelError as error:
-        if not str(error).startswith("unknown profile"):
-            raise
-        shipped = [each for _, each, _ in profile_names(family)]
-        raise unknown("profile", name, [*shipped, "auto", "dense", *PATTERNS]) from None
-    file = profile_file("balanced" if name == "auto" else name, family)
-    label = name if file is None or not name.endswith(".toml") else Path(name).stem
-    text = pprint.pformat(profile, width=100) if file is None else file.read_text("utf-8")
-    return Spec(label, profile, text)
-
-
-def profile_file(name: str, family: str | None) -> Path | None:
-    """The TOML file behind a profile's name or path; a family's own goes before the generic one."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    folders = [
-        Path(root, "configs", group)
-        for group in (family, GENERIC)
-        if group
-        for root in dit_accel.__path__
-    ]
-    found = [folder / f"{name}.toml" for folder in folders]
-    return next((path for path in found if path.is_file()), None)
+    file = profile_file("balanced" if name == "auto" else name, family, PATTERNS)
+    label = Path(name).stem if name.endswith(".toml") else name
+    return Spec(label, load_profile(name, family), file.read_text("utf-8"))
 
 
 def _one_rule(spec: str, compute: str, keys: Mapping[str, Any]) -> Spec:

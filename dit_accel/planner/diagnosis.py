@@ -7,14 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit_accel.errors import DitAccelError, nearest
+from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.pipelines.registry import ADAPTERS
 from dit_accel.planner.costs import cost_table, no_table
 from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
 from dit_accel.policy import Policy, SiteKey
-from dit_accel.profile import Profile, load_profile, profile_names
+from dit_accel.profile import Profile, load_profile
 
 STEPS = 50
 WORTH = 0.03
@@ -91,7 +91,7 @@ def diagnose(
         raise no_table(gpu)
     what = subject(model, height, width, frames)
     family = what.family if any(a.family == what.family for a in ADAPTERS) else None
-    chosen = _profile(profile, family)
+    chosen = load_profile(profile, family)
     shares = _shares(what, chosen, steps)
     forecasts = {
         pattern: plan(what, pattern=pattern, gpu=gpu) for pattern in shares if pattern is not None
@@ -113,21 +113,6 @@ def diagnose(
         flops = what.layers * what.attention_flops
         attention = flops / (flops + 2 * what.token_weights * what.layout.length)
     return Diagnosis(what, chosen.name, steps, shares, forecasts, attention, table is not None, run)
-
-
-def _profile(profile: str | Path | Profile, family: str | None) -> Profile:
-    """`load_profile`, with a hint where a file's name was mistyped."""
-    text = str(profile)
-    names = [name for _, name, _ in profile_names(family)]
-    if isinstance(profile, Profile) or text in names or Path(text).suffix in ("", ".toml"):
-        return load_profile(profile, family)
-    files = [path.name for path in Path(text).parent.glob("*.toml")]
-    close = nearest(Path(text).name, [*files, *names])
-    hint = f" Did you mean {close!r}?" if close else " A profile's file ends in .toml."
-    raise DitAccelError(
-        f"profile: there is neither a shipped profile nor a TOML file {text!r}.{hint} "
-        f"Shipped: {', '.join(sorted({'auto', 'dense', *names}))}."
-    )
 
 
 def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None, float]:

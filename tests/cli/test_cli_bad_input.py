@@ -64,6 +64,22 @@ def test_unknown_key_in_a_profile(cli, tiny_wan: Path, tmp_path: Path):
     refused(cli, "--model", tiny_wan, "--profile", profile, says=says)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate x --model {wan} --profile w.tml",
+        "compare --model {wan} --prompts x --profiles w.tml",
+        "doctor --model flux --profile w.tml",
+        "bench step --model tiny-wan --profile w.tml",
+    ],
+)
+def test_a_mistyped_profile_is_the_same_to_every_command(cli, tiny_wan: Path, command: str):
+    Path("w.toml").write_text('[[rule]]\ncompute = "dense"\n')
+    code, text = cli(*command.format(wan=tiny_wan).split())
+    assert code == 2, text
+    assert "nknown profile 'w.tml': neither a name nor a TOML file. Did you mean 'w.toml'?" in text
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(cli, tiny_wan: Path):
     says = (f"torch {torch.__version__}", "--device cpu")

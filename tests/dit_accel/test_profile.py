@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,11 +71,58 @@ def test_refusals_say_what_is_wrong(text: str, message: str) -> None:
         parse_profile(text, "mine.toml")
 
 
-def test_unknown_names_and_files(tmp_path: Path) -> None:
-    with pytest.raises(DitAccelError, match="Did you mean 'balanced'"):
-        load_profile("balance", "wan")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("balance", "unknown profile 'balance': neither .* Did you mean 'balanced'"),
+        ("w.tml", "Did you mean 'w.toml'.* Known: auto, balanced, dense, fast, quality"),
+        ("W", "Did you mean 'w.toml'"),
+        (Path("w.tom"), "Did you mean 'w.toml'"),
+        ("deep/mine", "Did you mean 'deep/mine.toml'"),
+        ("wan/fast", "Did you mean 'fast'"),
+        ("deep", "unknown profile 'deep'"),
+        ("", "unknown profile '': neither a name nor a TOML file. Known"),
+        ("gone/zzzzzz.toml", "nor a TOML file. Known"),
+        (None, "expected a name, a TOML file or a Profile, got None"),
+    ],
+)
+def test_what_is_no_profile(
+    given: str | Path, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("w.toml", "deep/mine.toml"):
+        (tmp_path / name).write_text(RULE)
+    with pytest.raises(DitAccelError, match=message):
+        load_profile(given, "wan")
+
+
+def test_the_hint_reaches_pipelines(
+    tiny_wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.toml").write_text(RULE)
+    pipe = tiny_wan.pipe
+    with pytest.raises(DitAccelError, match="Did you mean 'w.toml'"):
+        pipe.enable_sparse_attention(profile="w.tml")
+    pipe.enable_sparse_attention(profile="w.toml")
+    assert pipe.sparse_attention_report().profile == "w.toml"
+
+
+def test_files_of_any_ending_and_families(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("[profile]\nfamily = 'flux'\n" + RULE)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff")
+    found = load_profile(str(tmp_path / "mine.txt"))
+    assert found.family == "flux" and found.rules
+    assert load_profile(found, "flux") is found
+    with pytest.raises(DitAccelError, match="'mine.txt' is for flux, the model is of family wan"):
+        load_profile(tmp_path / "mine.txt", "wan")
+    with pytest.raises(DitAccelError, match="is for flux"):
+        load_profile(found, "wan")
+    with pytest.raises(DitAccelError, match="unknown family 'wann'. Did you mean 'wan'"):
+        load_profile("fast", "wann")
     with pytest.raises(DitAccelError, match="cannot be read"):
-        load_profile(tmp_path / "missing.toml")
+        load_profile(tmp_path / "bytes.toml")
 
 
 def test_overrides_replace_keys_of_sparse_rules() -> None:

@@ -340,15 +340,6 @@ def test_windows_of_bare_numbers(no_tables: None) -> None:
         dit_accel.plan("wan-1.3b", window=(3, 3))
 
 
-def test_mistyped_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DitAccelError, match=r"nor a TOML file 'w.tml'. A profile's file ends in"):
-        diagnose("wan-1.3b", profile="w.tml")
-    (tmp_path / "w.toml").touch()
-    with pytest.raises(DitAccelError, match=r"'w.tml'. Did you mean 'w.toml'.*balanced"):
-        diagnose("wan-1.3b", profile="w.tml")
-
-
 def test_masks_of_two_rules_cost_both() -> None:
     known = costs.Constants(0, 0, 400, 430, 900, {"disc": 700, "radial": 800})
     nothing = torch.zeros(1, 3, dtype=torch.int32)

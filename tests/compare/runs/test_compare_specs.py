@@ -100,7 +100,8 @@ def test_files_profiles_and_auto(tmp_path: Path):
         ("sliding_tile:3,3", ["NAME:key=value"]),
         ("fast:steps=0.5", ["steps"]),
         ("dense:window=3,3,3", ["no pattern"]),
-        ("gone.toml", ["gone.toml", "cannot be read"]),
+        ("gone.toml", ["unknown profile 'gone.toml'", "nor a TOML file"]),
+        ("slidng_tile", ["Did you mean 'sliding_tile'", "fast"]),
     ],
 )
 def test_mistakes_are_named(text, words):
