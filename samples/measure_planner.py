@@ -17,31 +17,20 @@ import argparse
 import csv
 import dataclasses
 import json
-import multiprocessing
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from planner_cases import FULL, HEAD_DIMS, TINY, Job, check_jobs, round_jobs
+from planner_times import Bench, copy_gbs, linear_tflops, proven
 
-from dit_accel.bench import dense
-from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.machine import machine
-from dit_accel.bench.proof import expected_rows, poisoned, prove
-from dit_accel.bench.timing import Rotation, measure
 from dit_accel.breakeven import effort
-from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, eligible, moves_tokens
-from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.patterns import Pattern, pattern, plan_for
-from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.tile_choice import LayoutKind
-from dit_accel.layout import TokenLayout
+from dit_accel.kernels.backends import moves_tokens
 from dit_accel.planner.costs import (
     COLUMNS,
     DENSE,
@@ -55,173 +44,13 @@ from dit_accel.planner.costs import (
 )
 from dit_accel.planner.fit import Sample, fit
 from dit_accel.planner.forecast import describe
-from dit_accel.planner.models import Subject, at_grid, subject
+from dit_accel.planner.models import at_grid
 
-STOCK = ("cudnn", "fa2", "sdpa")
-"""Dense kernels that come with torch."""
-LENGTHS = (4096, 8192, 16384, 32768)
 RAGGED = 72
 """Dense calls are also timed so many tokens shorter: no kernel's blocks divide them."""
-GRIDS = (
-    ((12, 32, 40), 0), ((16, 45, 53), 0), ((5, 30, 44), 0), ((5, 64, 96), 256), ((3, 40, 45), 226),
-)  # fmt: skip
-"""Grids and text tokens: boxes and tiles do not divide them all, so that short blocks are there."""
-TINY_LENGTHS, TINY_GRIDS = (128, 192), (((3, 6, 9), 0), ((4, 5, 11), 7))
-HEADS, TINY_HEADS = (4, 16), (1, 2)
-TINY_GRID = (3, 7, 9)
-HEAD_DIMS = (64, 128)
-RULES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("sliding_tile", {"window": {"fraction": [0.6, 0.5, 0.5]}}),
-    ("sliding_tile", {"window": {"fraction": [1.0, 0.3, 0.3]}}),
-    ("neighborhood", {"window": {"fraction": [0.5, 0.5, 0.5]}, "exact": True}),
-    ("disc", {"radius": {"fraction": 0.25}, "exact": True}),
-    ("radial", {"decay": 0.4, "exact": True}),
-    ("attention_tile", {"references": 2, "exact": True}),
-    ("temporal_band", {"exact": True}),
-)
 SHARED = {"hopper mixed": ("launch", "row"), "triton gathered": ("launch",)}
 """Constants that another kernel of a backend has in common with its first one."""
-MODELS = ("wan-1.3b", "wan-14b", "hunyuan", "cogvideox-5b", "ltx", "flux")
-CHECKS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("sliding_tile", {"window": {"fraction": [0.6, 0.4, 0.4]}}),
-    ("sliding_tile", {"window": {"fraction": [1.0, 0.5, 0.5]}}),
-    ("sliding_tile", {"window": {"tiles": [3, 3, 3]}}),
-    ("neighborhood", {"window": {"fraction": [0.4, 0.4, 0.4]}}),
-    ("neighborhood", {"window": {"fraction": [0.4, 0.4, 0.4]}, "exact": True}),
-    ("radial", {"decay": 0.2}),
-    ("spatial_band", {"density": 0.25}),
-    ("temporal_band", {"density": 0.25}),
-    ("attention_tile", {"references": 4}),
-    ("disc", {"radius": {"fraction": 0.3}, "exact": True}),
-)
-PATTERNS_EACH = 2
-"""Each model takes every second of these patterns, in turn from the first and from the second."""
 WITHIN = 0.15
-LONG = 5e13
-"""Floating-point operations after which a call is not repeated again, past LEAST times."""
-LEAST = 3
-HEAT_S = 0.12
-"""Seconds of work before a call is timed: in a model a GPU is as hot, and so as slow, as then."""
-
-
-TIMES: dict[str, float] = {}
-"""What was measured, by name: milliseconds of calls, and what is known of the GPU."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A call, the pattern that makes its plan, who runs it, and how that one reads blocks."""
-
-    call: Subject
-    rule: Pattern
-    backend: str
-    kind: LayoutKind
-
-    @property
-    def name(self) -> str:
-        """What its time is kept under."""
-        return (
-            f"{called(self.call)} {self.rule.name} {describe(self.rule)} {self.backend} {self.kind}"
-        )
-
-
-def called(call: Subject) -> str:
-    """A call's sizes."""
-    layout = call.layout
-    grid = "x".join(map(str, layout.grid))
-    return f"{grid} +{layout.before} +{layout.after} H{call.heads} D{call.head_dim}"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where calls are timed, and how large the round ones are."""
-
-    device: torch.device
-    dtype: torch.dtype
-    lengths: tuple[int, ...]
-    grids: tuple[tuple[tuple[int, int, int], int], ...]
-    heads: tuple[int, ...]
-    repeats: int
-    replayed: bool
-
-    @property
-    def backends(self) -> list[str]:
-        """Sparse backends to measure; torch's has no cost of blocks on a GPU."""
-        return [name for name in LAYOUT_KINDS if name != "torch" or self.device.type == "cpu"]
-
-    def inputs(self, call: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        case = Case("", "", call.layout, call.heads, call.head_dim)
-        return make_inputs(case, self.dtype, self.device)
-
-    def plan(self, job: Job) -> BlockPlan:
-        return plan_for(job.call.layout, job.rule, self.device, job.call.heads, job.kind)
-
-    def prove(self, job: Job) -> str | None:
-        """What is wrong with a job's result, "" where nothing is; None where it cannot run.
-
-        Leaves the kernels in Triton's cache on disk.
-        """
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # of the last job: other processes need room too
-        plan, inputs = self.plan(job), self.inputs(job.call)
-        if eligible(job.backend, *inputs, plan) is not None:
-            return None
-        out = poisoned(
-            lambda: block_sparse_attention(*inputs, plan, backend=job.backend), inputs[0]
-        )
-        return prove(out, expected_rows(*inputs, plan)).why
-
-    def sparse(self, job: Job) -> tuple[float, BlockPlan]:
-        """Milliseconds and plan of a proven job."""
-        plan = self.plan(job)
-
-        def measured() -> float:
-            given = Rotation(self.inputs(job.call))
-            density = plan.launched_density(job.backend)
-            return self.hot(
-                lambda: block_sparse_attention(*given(), plan, backend=job.backend),
-                self.times(density * job.call.attention_flops),
-            )
-
-        return self.once(job.name, measured), plan
-
-    def dense(self, call: Subject) -> float:
-        """Milliseconds of the fastest of torch's dense kernels."""
-
-        def measured() -> float:
-            given = Rotation(self.inputs(call))
-            run = fastest_dense(self, call.head_dim).run
-            return self.hot(lambda: run(*given()), self.times(call.attention_flops))
-
-        return self.once(f"{called(call)} dense", measured)
-
-    def once(self, name: str, measured: Callable[[], float]) -> float:
-        """A measurement, made where it is not known yet; SystemExit for a replay that lacks it."""
-        if name not in TIMES:
-            if self.replayed:
-                raise SystemExit(f"the replayed file has no time of {name}")
-            TIMES[name] = measured()
-        return TIMES[name]
-
-    def hot(self, call: Callable[[], object], times: int) -> float:
-        """Milliseconds of a call on a GPU that has been at it for a while."""
-        end = time.perf_counter() + (HEAT_S if self.device.type == "cuda" else 0.0)
-        while time.perf_counter() < end:
-            call()
-            torch.cuda.synchronize(self.device)
-        return measure(call, self.device, times, warmup=1).median_ms
-
-    def times(self, flops: float) -> int:
-        """How often a call is timed: a long one less, its times scatter little."""
-        return min(self.repeats, max(LEAST, int(LONG / flops)))
-
-
-@lru_cache
-def fastest_dense(bench: Bench, dim: int) -> dense.DenseKernel:
-    """The fastest of torch's dense kernels for a head_dim, on a call of middling length."""
-    given = Rotation(bench.inputs(at_grid((1, 1, bench.lengths[1]), bench.heads[-1], dim)))
-    kernels = [kernel for kernel in dense.present(bench.device)[0] if kernel.name in STOCK]
-    return min(kernels, key=lambda k: measure(lambda: k.run(*given()), bench.device, 5).median_ms)
 
 
 def main() -> None:
@@ -241,23 +70,21 @@ def main() -> None:
     bench = Bench(
         device,
         torch.bfloat16 if cuda else torch.float32,
-        TINY_LENGTHS if options.tiny else LENGTHS,
-        TINY_GRIDS if options.tiny else GRIDS,
-        TINY_HEADS if options.tiny else HEADS,
+        TINY if options.tiny else FULL,
         options.repeats,
         options.replay is not None,
     )
     here = machine(device)
     if options.replay:
         kept = json.loads(options.replay.read_text("utf-8"))
-        TIMES.update(kept["times"])
+        bench.known.update(kept["times"])
         here = dataclasses.replace(here, **kept["machine"])
     path = options.table or TABLES / f"{gpu_key(here.machine)}.csv"
     began = time.perf_counter()
-    rounds = [] if options.check else round_jobs(bench)
-    pairs = check_jobs(bench, options.tiny)
+    rounds = [] if options.check else round_jobs(bench.sizes, bench.backends)
+    pairs = check_jobs(bench.backends, options.tiny)
     if options.replay:
-        ready = {job for job in (*rounds, *pairs) if job.name in TIMES}
+        ready = {job for job in (*rounds, *pairs) if job.name in bench.known}
     else:
         workers = min(options.workers, 2) if options.tiny else options.workers
         ready = set(proven(bench, [*rounds, *pairs], workers))
@@ -283,7 +110,7 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
     if options.times:
-        kept = {"machine": common, "times": TIMES}
+        kept = {"machine": common, "times": bench.known}
         options.times.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     summary(rows)
     print(f"{time.perf_counter() - began:.0f} s in all")
@@ -297,70 +124,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> None:
     print(f"{len(pairs)} pairs of model and pattern: {dict(ways)}")
     for title, own in (("calls that a pipeline would make", True), ("others", False)):
         some = [error for error, row in zip(errors, rows, strict=True) if row["chosen"] == own]
+        if not some:
+            continue
         within = sum(error <= WITHIN for error in some)
         print(
             f"{title}: {within} of {len(some)} within {WITHIN:.0%}; median error "
             f"{statistics.median(some):.1%}, worst {max(some):.1%}"
         )
-
-
-def round_jobs(bench: Bench) -> list[Job]:
-    """Whole blocks alone, then patterns with short and masked blocks."""
-    found = []
-    for dim in HEAD_DIMS:
-        calls = [(at_grid((1, 1, n), heads, dim), pattern("full"))
-                 for n in bench.lengths for heads in bench.heads]  # fmt: skip
-        for grid, text in bench.grids:
-            call = at_grid(grid, bench.heads[-1], dim)
-            call = dataclasses.replace(call, layout=TokenLayout(grid, after=text))
-            calls += [(call, pattern(name, **kw)) for name, kw in RULES]
-        found += [
-            Job(*call, name, LAYOUT_KINDS[name][0]) for name in bench.backends for call in calls
-        ]
-    return found
-
-
-def check_jobs(bench: Bench, tiny: bool) -> list[Job]:
-    """Pairs of model and pattern, on every backend and way of reading blocks."""
-    found = []
-    for number, name in enumerate(MODELS):
-        call = shrunk(subject(name)) if tiny else subject(name)
-        own = CHECKS[number % PATTERNS_EACH :: PATTERNS_EACH]
-        rules = [pattern(rule, **parameters) for rule, parameters in own]
-        found += [
-            Job(call, rule, backend, kind)
-            for rule in rules
-            for backend in bench.backends
-            for kind in LAYOUT_KINDS[backend]
-        ]
-    return found
-
-
-def proven(bench: Bench, jobs: Sequence[Job], workers: int) -> list[Job]:
-    """The jobs that can run here; SystemExit where the result of one is wrong."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        pending: list[tuple[Job, Future[str | None]]] = []
-        # Asking for Hopper's kernel compiles its self-test: meanwhile the others' jobs run.
-        for name in sorted(bench.backends, key=lambda name: name == "hopper"):
-            if BACKENDS[name].machine() is None:
-                own = spread([job for job in jobs if job.backend == name])
-                pending += [(job, pool.submit(bench.prove, job)) for job in own]
-        results = [(job, future.result()) for job, future in pending]
-    for job, why in results:
-        if why:
-            raise SystemExit(f"{job.backend} is wrong on {job.call.name}, {job.rule.name}: {why}")
-    return [job for job, why in results if why is not None]
-
-
-def spread(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs in an order in which those that share a kernel are apart, so that few compile it."""
-    seen: Counter[tuple[str, int]] = Counter()
-    turns = []
-    for job in jobs:
-        kernel = job.rule.name, job.call.head_dim
-        turns.append(seen[kernel])
-        seen[kernel] += 1
-    return [job for _, job in sorted(zip(turns, jobs, strict=True), key=lambda pair: pair[0])]
 
 
 def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
@@ -396,8 +166,8 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
 
 def dense_samples(bench: Bench, dim: int) -> Iterator[Sample]:
     """Dense calls of round lengths."""
-    for length in (*bench.lengths, *(n - RAGGED for n in bench.lengths)):
-        for heads in bench.heads:
+    for length in (*bench.sizes.lengths, *(n - RAGGED for n in bench.sizes.lengths)):
+        for heads in bench.sizes.heads:
             call = at_grid((1, 1, length), heads, dim)
             yield Sample(bench.dense(call), 1, heads, length)
 
@@ -449,31 +219,6 @@ def chosen(bench: Bench, jobs: Sequence[Job]) -> Job:
 
     gpu = "cuda" if bench.replayed else bench.device.type
     return min(first.values(), key=lambda job: effort(job.backend, gpu, bench.plan(job)))
-
-
-def shrunk(call: Subject) -> Subject:
-    """The same kind of call, small enough for a CPU."""
-    t, h, w = (min(n, most) for n, most in zip(call.layout.grid, TINY_GRID, strict=True))
-    before, after = min(call.layout.before, 13), min(call.layout.after, 13)
-    return dataclasses.replace(call, layout=TokenLayout((t, h, w), before, after), heads=1)
-
-
-def linear_tflops(bench: Bench) -> float:
-    """Of a feed-forward layer as wide as Wan 14B's."""
-    tokens, width, inner = (32768, 5120, 13824) if bench.device.type == "cuda" else (256, 256, 512)
-    x = torch.randn(tokens, width, device=bench.device, dtype=bench.dtype)
-    weight = torch.randn(inner, width, device=bench.device, dtype=bench.dtype)
-    ms = measure(lambda: torch.nn.functional.linear(x, weight), bench.device).median_ms
-    return 2 * tokens * width * inner / ms / 1e9
-
-
-def copy_gbs(bench: Bench) -> float:
-    """Bytes read and written by a copy, in GB/s."""
-    size = 1 << 30 if bench.device.type == "cuda" else 1 << 22
-    source = torch.ones(size, dtype=torch.uint8, device=bench.device)
-    target = torch.empty_like(source)
-    ms = measure(lambda: target.copy_(source), bench.device).median_ms
-    return 2 * size / ms / 1e6
 
 
 def write_table(path: Path, table: CostTable, source: str) -> None:
