@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.errors import unknown
-from dit_accel.kernels.fa4_backend import fa4_attention, fa4_missing, fa4_obstacle
+from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, fa4_obstacle
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
@@ -84,7 +84,7 @@ def _triton_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None
 
 
 def _triton_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
-    from dit_accel.kernels.triton_forward import triton_attention
+    from dit_accel.kernels.portable.forward import triton_attention
 
     return triton_attention(*call)
 
@@ -107,13 +107,13 @@ def _hopper_machine() -> str | None:
     if version not in HOPPER_TRITON:
         known = ", ".join(f"{major}.{minor}" for major, minor in HOPPER_TRITON)
         return f"triton {triton.__version__}: proven with {known}"
-    from dit_accel.kernels.hopper import broken
+    from dit_accel.kernels.hopper.launch import broken
 
     return broken()
 
 
 def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
-    from dit_accel.kernels.hopper import plan_obstacle, tensor_obstacle
+    from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
 
     return plan_obstacle(plan) or tensor_obstacle(q, k, v)
 
@@ -127,25 +127,25 @@ def _hopper_forward(
     return_lse: bool = False,
     pooled: PooledKeys | None = None,  # its lists are empty, or `obstacle` would have said so
 ) -> tuple[Tensor, Tensor | None]:
-    from dit_accel.kernels.hopper import hopper_attention
+    from dit_accel.kernels.hopper.launch import hopper_attention
 
     return hopper_attention(q, k, v, plan, scale, return_lse)
 
 
 def _flex_machine() -> str | None:
-    from dit_accel.kernels.flex_backend import flex_missing
+    from dit_accel.kernels.libraries.flex import flex_missing
 
     return flex_missing()
 
 
 def _flex_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
-    from dit_accel.kernels.flex_backend import flex_obstacle
+    from dit_accel.kernels.libraries.flex import flex_obstacle
 
     return flex_obstacle(q, k, v, plan)
 
 
 def _flex_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
-    from dit_accel.kernels.flex_backend import flex_attention
+    from dit_accel.kernels.libraries.flex import flex_attention
 
     return flex_attention(*call)
 
@@ -173,7 +173,7 @@ def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> 
     backend: a name of `BACKENDS`; None is the one that `choose` would take.
     """
     if backend in (None, "hopper") and q.is_cuda and _hopper_machine() is None:
-        from dit_accel.kernels.hopper import tensor_obstacle
+        from dit_accel.kernels.hopper.launch import tensor_obstacle
 
         if tensor_obstacle(q, k, v) is None:
             return "boxes"

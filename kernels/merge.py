@@ -41,7 +41,7 @@ def merge(
         out_a, out_b = out_a.transpose(1, 2), out_b.transpose(1, 2)
     _check(out_a, lse_a, out_b, lse_b)
     if runs_triton(out_a):
-        from dit_accel.kernels.triton_merge import merge_results
+        from dit_accel.kernels.portable.merge import merge_results
 
         out, lse = merge_results(out_a, lse_a, out_b, lse_b)
     else:

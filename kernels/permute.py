@@ -42,7 +42,7 @@ def gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     from dit_accel.kernels.backends import runs_triton
 
     if runs_triton(index):
-        from dit_accel.kernels.triton_permute import gather_tokens
+        from dit_accel.kernels.portable.permute import gather_tokens
 
         return list(gather_tokens(list(tensors), index))
     rows, real = index.clamp_min(0).long(), (index >= 0)[:, None, None]

@@ -2,7 +2,7 @@
 
 A pooled key j stands for n_j tokens: it has the score scale q . kbar_j + ln(n_j) and the value
 vbar_j, with kbar and vbar the means of the tokens' keys and values. Means are summed in float32;
-on a GPU a Triton kernel (`triton_pooling`) reads each tensor once.
+on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Te
             )
     if not runs_triton(sides[0][0]):
         return [_mean(x, table, block, dtype) for x, table, block in sides]
-    from dit_accel.kernels.triton_pooling import pool_pair
+    from dit_accel.kernels.portable.pooling import pool_pair
 
     x, table, block = sides[0]
     nothing = (x[:0], table, block)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit_accel.kernels.backends import LAYOUT_KINDS
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns import Pattern, pattern
-from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.layout import TokenLayout
 from dit_accel.planner.forecast import describe
 from dit_accel.planner.models import Subject, at_grid, subject

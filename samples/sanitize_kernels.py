@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dit_accel.kernels import triton_merge, triton_permute, triton_pooling
 from dit_accel.kernels.backends import BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.merge import merge
@@ -24,6 +23,9 @@ from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.permute import block_order, gather
 from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, lists_from_mask
 from dit_accel.kernels.pooling import PooledKeys, pool_blocks, pooled_keys
+from dit_accel.kernels.portable import merge as portable_merge
+from dit_accel.kernels.portable import permute as portable_permute
+from dit_accel.kernels.portable import pooling as portable_pooling
 from dit_accel.layout import TokenLayout
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -160,9 +162,12 @@ def token_kernels(device: torch.device) -> bool:
     lse = torch.randn(2, 4, call.q.shape[1], device=device)
     merged = merge(call.q, lse, call.q * 2, lse - 1)[0]
     pairs = {
-        triton_pooling: (means, pool_blocks(call.k.cpu(), on_cpu)),
-        triton_permute: (moved, gather([call.k.cpu()], index.cpu())[0]),
-        triton_merge: (merged, merge(call.q.cpu(), lse.cpu(), call.q.cpu() * 2, lse.cpu() - 1)[0]),
+        portable_pooling: (means, pool_blocks(call.k.cpu(), on_cpu)),
+        portable_permute: (moved, gather([call.k.cpu()], index.cpu())[0]),
+        portable_merge: (
+            merged,
+            merge(call.q.cpu(), lse.cpu(), call.q.cpu() * 2, lse.cpu() - 1)[0],
+        ),
     }
     right = True
     for module, (found, expected) in pairs.items():

@@ -1,4 +1,4 @@
-"""Finds the portable kernel's best steps on this GPU: the table in kernels/triton_steps.py.
+"""Finds the portable kernel's best steps on this GPU: the table in kernels/portable/steps.py.
 
     python samples/tune_portable.py --out samples/results/steps_<machine>.csv
 
@@ -28,10 +28,10 @@ from dit_accel.bench.machine import machine
 from dit_accel.bench.plans import random_plan
 from dit_accel.bench.proof import expected_rows, poisoned, prove
 from dit_accel.bench.timing import measure
-from dit_accel.kernels import triton_steps
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.plan import BlockPlan, BlockTable
-from dit_accel.kernels.triton_steps import Config, machine_of, padded_dim, pick_config
+from dit_accel.kernels.portable import steps
+from dit_accel.kernels.portable.steps import Config, machine_of, padded_dim, pick_config
 from dit_accel.layout import TokenLayout
 
 BLOCKS = ((128, 128), (128, 64), (64, 64))
@@ -200,7 +200,7 @@ def with_config(config: Config, problem: Problem, device: torch.device) -> None:
     """Makes the kernel take `config` for the problem, or raises."""
     here = machine_of(device)
     dim, itemsize = padded_dim(problem.head_dim), problem.dtype.itemsize
-    triton_steps.TUNED[here.name, dim, itemsize] = (config,)
+    steps.TUNED[here.name, dim, itemsize] = (config,)
     blocks = (problem.block_q, problem.block_k)
     if pick_config(dim, itemsize, blocks, here, not problem.gathered) != config:
         raise ValueError(f"{config} is not what the kernel takes")

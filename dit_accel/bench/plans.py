@@ -13,11 +13,11 @@ from dit_accel.bench.cases import Case
 from dit_accel.breakeven import effort
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.geometry.tiling import clipped_split
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan, BlockTable
-from dit_accel.kernels.tiling import clipped_split
 from dit_accel.layout import TokenLayout
 
 FRAMES = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)

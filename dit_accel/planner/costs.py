@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from dit_accel.errors import DitAccelError, unknown
+from dit_accel.kernels.geometry.tile_choice import BLOCK_EFFICIENCY
 from dit_accel.kernels.plan import BlockPlan, TokenMask
-from dit_accel.kernels.tile_choice import BLOCK_EFFICIENCY
 
 TABLES = Path(__file__).parent / "tables"
 COLUMNS = ("backend", "head_dim", "constant", "value", "unit", "source")

@@ -12,10 +12,10 @@ import torch
 
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
+from dit_accel.kernels.geometry.tiling import Tiling
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan, block_tokens
-from dit_accel.kernels.tile_choice import LayoutKind
-from dit_accel.kernels.tiling import Tiling
 from dit_accel.layout import TokenLayout
 from dit_accel.planner.costs import CostTable, cost_table, no_table, shipped_gpus, this_gpu
 from dit_accel.planner.models import Subject, subject

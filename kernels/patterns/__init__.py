@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dit_accel.errors import unknown
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns.attention_tile import AttentionTile
 from dit_accel.kernels.patterns.bands import SpatialBand, TemporalBand
 from dit_accel.kernels.patterns.base import Pattern, kind_for
@@ -24,7 +25,6 @@ from dit_accel.kernels.patterns.power_strided import PowerStrided
 from dit_accel.kernels.patterns.radial import Radial
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.layout import TokenLayout
 
 PATTERNS: dict[str, type[Pattern]] = {

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dit_accel.errors import unknown
-from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed, cheapest
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile, raster_runs
+from dit_accel.kernels.geometry.windows import Window
 from dit_accel.kernels.patterns.base import AxisRules, check_count, check_flag
-from dit_accel.kernels.tile_choice import LayoutKind, Speed, cheapest
-from dit_accel.kernels.tiling import Tiling, Triple, parse_tile, raster_runs
-from dit_accel.kernels.windows import Window
 
 PLACES = ("uniform", "first")
 

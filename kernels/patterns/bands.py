@@ -18,10 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.blocks import Rule
-from dit_accel.kernels.patterns.base import Rules, check_flag, parts_see
-from dit_accel.kernels.tile_choice import LayoutKind, Speed
-from dit_accel.kernels.tiling import (
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed
+from dit_accel.kernels.geometry.tiling import (
     BLOCK_SIZES,
     Tiling,
     Triple,
@@ -29,8 +28,9 @@ from dit_accel.kernels.tiling import (
     parse_tile,
     raster_runs,
 )
-from dit_accel.kernels.visibility import Band, Relation
-from dit_accel.kernels.windows import WHOLE, Window
+from dit_accel.kernels.geometry.visibility import Band, Relation
+from dit_accel.kernels.geometry.windows import WHOLE, Window
+from dit_accel.kernels.patterns.base import Rules, check_flag, parts_see
 
 BLOCK = BLOCK_SIZES[-1]
 DENSITY = 0.3

@@ -18,12 +18,17 @@ import numpy as np
 import torch
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.blocks import Member, Rule, Union, build_plan
+from dit_accel.kernels.geometry.blocks import Member, Rule, Union, build_plan
+from dit_accel.kernels.geometry.tile_choice import (
+    BLOCK_EFFICIENCY,
+    LayoutKind,
+    Speed,
+    choose_tiling,
+)
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling
+from dit_accel.kernels.geometry.visibility import Relation, Separable, axis_parts, range_codes
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.tile_choice import BLOCK_EFFICIENCY, LayoutKind, Speed, choose_tiling
-from dit_accel.kernels.tiling import Tiling, Triple, fixed_tiling
 from dit_accel.kernels.token_rules import TOKEN_RULES
-from dit_accel.kernels.visibility import Relation, Separable, axis_parts, range_codes
 from dit_accel.layout import TokenLayout
 
 Efficiency = Mapping[int, float] | None

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.blocks import Member, build_plan
+from dit_accel.kernels.geometry.blocks import Member, build_plan
+from dit_accel.kernels.geometry.tile_choice import BLOCK_EFFICIENCY, LayoutKind, Speed, cheapest
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
 from dit_accel.kernels.patterns.base import Efficiency, Pattern, kind_for
 from dit_accel.kernels.patterns.full import Full
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.tile_choice import BLOCK_EFFICIENCY, LayoutKind, Speed, cheapest
-from dit_accel.kernels.tiling import Tiling, Triple, even_tiling, fixed_tiling
 from dit_accel.layout import TokenLayout
 
 # What patterns of different tastes may agree on.

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.visibility import Disc as DiscRelation
+from dit_accel.kernels.geometry.visibility import Relation
+from dit_accel.kernels.geometry.windows import WHOLE, Window
 from dit_accel.kernels.patterns.base import Rules, check_flag, parts_see
-from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
-from dit_accel.kernels.visibility import Disc as DiscRelation
-from dit_accel.kernels.visibility import Relation
-from dit_accel.kernels.windows import WHOLE, Window
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_accel.kernels.blocks import Member, Union
+from dit_accel.kernels.geometry.blocks import Member, Union
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, raster_runs
+from dit_accel.kernels.geometry.visibility import Whole
 from dit_accel.kernels.patterns.base import Efficiency, Pattern
-from dit_accel.kernels.tile_choice import LayoutKind, Speed
-from dit_accel.kernels.tiling import Tiling, Triple, raster_runs
-from dit_accel.kernels.visibility import Whole
 from dit_accel.layout import TokenLayout
 
 

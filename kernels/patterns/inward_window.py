@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.windows import Window
 from dit_accel.kernels.patterns.base import AxisRules, check_flag
-from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
-from dit_accel.kernels.windows import Window
 
 
 @dataclass(frozen=True)

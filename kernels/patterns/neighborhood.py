@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed, choose_tiling
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, grouped, parse_tile
+from dit_accel.kernels.geometry.visibility import Relation, Separable
+from dit_accel.kernels.geometry.windows import WHOLE, Window
 from dit_accel.kernels.patterns.base import AxisRules, check_flag, cut_one, parts_see
-from dit_accel.kernels.tile_choice import LayoutKind, Speed, choose_tiling
-from dit_accel.kernels.tiling import Tiling, Triple, grouped, parse_tile
-from dit_accel.kernels.visibility import Relation, Separable
-from dit_accel.kernels.windows import WHOLE, Window
 
 AXES = "thw"
 

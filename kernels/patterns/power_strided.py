@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.visibility import AnyOf, Relation, Separable
+from dit_accel.kernels.geometry.windows import Window
 from dit_accel.kernels.patterns.base import Rules, axis_relation, check_count, check_flag
 from dit_accel.kernels.patterns.sliding_tile import part_sizes
-from dit_accel.kernels.tiling import Tiling, Triple, parse_tile
-from dit_accel.kernels.visibility import AnyOf, Relation, Separable
-from dit_accel.kernels.windows import Window
 
 
 @dataclass(frozen=True)

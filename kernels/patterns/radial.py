@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.blocks import Rule
+from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling, parse_tile, raster_runs
+from dit_accel.kernels.geometry.visibility import FrameBands, Relation
 from dit_accel.kernels.patterns.base import Rules, check_flag
-from dit_accel.kernels.tile_choice import LayoutKind, Speed
-from dit_accel.kernels.tiling import Tiling, Triple, fixed_tiling, parse_tile, raster_runs
-from dit_accel.kernels.visibility import FrameBands, Relation
 
 WIDTH = 128
 LEVELS = range(2, 14)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.kernels import triton_forward
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.merge import merge
 from dit_accel.kernels.patterns import pattern, plan_for
@@ -16,8 +15,9 @@ from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.permute import gather
 from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, lists_from_mask
 from dit_accel.kernels.pooling import pool_blocks, pool_queries_and_keys
+from dit_accel.kernels.portable import forward
+from dit_accel.kernels.portable.steps import machine_of
 from dit_accel.kernels.reference import dense_mask
-from dit_accel.kernels.triton_steps import machine_of
 from dit_accel.layout import TokenLayout
 
 pytestmark = [
@@ -116,12 +116,12 @@ def test_boxes_and_pointers(
     if head_major:
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     calls = []
-    real = triton_forward.describe
-    monkeypatch.setattr(triton_forward, "describe", lambda *a: calls.append(a) or real(*a))
+    real = forward.describe
+    monkeypatch.setattr(forward, "describe", lambda *a: calls.append(a) or real(*a))
     result = block_sparse_attention(q, k, v, plan, backend="triton", return_lse=True)
     assert len(calls) == 2
     assert_right(result, q, k, v, mask)
-    monkeypatch.setattr(triton_forward, "boxable", lambda x: False)
+    monkeypatch.setattr(forward, "boxable", lambda x: False)
     plain = block_sparse_attention(q, k, v, plan, backend="triton")
     assert len(calls) == 2
     assert (result[0] - plain).abs().max() <= 2e-2

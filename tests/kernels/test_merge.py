@@ -10,7 +10,7 @@ import torch
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.merge import from_state, merge
-from dit_accel.kernels.triton_merge import merge_results
+from dit_accel.kernels.portable.merge import merge_results
 
 Make = Callable[..., Any]
 WAYS = {"torch": merge, "triton": merge_results}

@@ -10,7 +10,7 @@ import torch
 
 from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.plan import BlockTable
-from dit_accel.kernels.triton_permute import gather_tokens
+from dit_accel.kernels.portable.permute import gather_tokens
 
 Make = Callable[..., Any]
 WAYS = {"torch": gather, "triton": gather_tokens}

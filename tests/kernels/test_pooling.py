@@ -14,7 +14,7 @@ from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.plan import BlockTable
 from dit_accel.kernels.pooling import pool_blocks, pool_queries_and_keys, pooled_keys
-from dit_accel.kernels.triton_pooling import pool_pair
+from dit_accel.kernels.portable.pooling import pool_pair
 from dit_accel.layout import TokenLayout
 
 Make = Callable[..., Any]

@@ -89,7 +89,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dit_accel.kernels.token_rules import TOKEN_RULES
-from dit_accel.kernels.triton_masks import MASK_FUNCTIONS, load_params
+from dit_accel.kernels.portable.masks import MASK_FUNCTIONS, load_params
 
 
 @triton.jit

@@ -22,9 +22,9 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dit_accel.kernels.triton_forward import _forward
-from dit_accel.kernels.triton_masks import MASK_FUNCTIONS
-from dit_accel.kernels.triton_steps import TUNED
+from dit_accel.kernels.portable.forward import _forward
+from dit_accel.kernels.portable.masks import MASK_FUNCTIONS
+from dit_accel.kernels.portable.steps import TUNED
 
 config = TUNED["sm90", 128, 2][0]
 fixed = dict(

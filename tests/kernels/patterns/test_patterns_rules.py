@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.blocks import token_coordinates
-from dit_accel.kernels.flex_backend import flex_plan
+from dit_accel.kernels.geometry.blocks import token_coordinates
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
+from dit_accel.kernels.libraries.flex import flex_plan
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.patterns.base import Rules
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.reference import dense_mask
-from dit_accel.kernels.tile_choice import LayoutKind
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 from dit_accel.layout import TokenLayout
 

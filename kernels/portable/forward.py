@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
-from dit_accel.kernels.triton_masks import MASK_FUNCTIONS, load_params
-from dit_accel.kernels.triton_steps import boxable, describe, machine_of, padded_dim, pick_config
+from dit_accel.kernels.portable.masks import MASK_FUNCTIONS, load_params
+from dit_accel.kernels.portable.steps import boxable, describe, machine_of, padded_dim, pick_config
 
 LOG2_E = 1.4426950408889634
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch._dynamo import config
 
-from dit_accel.kernels import flex_backend
 from dit_accel.kernels.backends import AUTOMATIC, BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.flex_backend import FlexPlan, flex_missing, flex_plan
+from dit_accel.kernels.libraries import flex
+from dit_accel.kernels.libraries.flex import FlexPlan, flex_missing, flex_plan
 from dit_accel.kernels.plan import BlockPlan
 
 Make = Callable[..., Any]
@@ -111,7 +111,7 @@ def test_reasons(random_plan: Make, qkv: Make) -> None:
 def test_block_mask_holds_the_lists(random_plan: Make) -> None:
     plan, _ = random_plan([64, 64, 20], [64, 64, 33, 5], heads=2, block=64, partial=(1, 2, 1))
     plan = plan.to("cpu")
-    mask = flex_backend._block_mask(flex_plan(plan), plan)
+    mask = flex._block_mask(flex_plan(plan), plan)
     assert mask.shape == (1, 2, 192, 256) and mask.BLOCK_SIZE == (64, 64)
     visited = torch.zeros(1, 2, 3, 4, dtype=torch.int32)
     for count, index in (
@@ -170,6 +170,6 @@ def test_always_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda: seen.append((function.__name__, *(getattr(config, k) for k in limits)))
 
     monkeypatch.setattr(torch, "compile", compile_)
-    flex_backend._compiled.__wrapped__()()
-    assert seen == [("flex_attention", flex_backend.KINDS, True)]
+    flex._compiled.__wrapped__()()
+    assert seen == [("flex_attention", flex.KINDS, True)]
     assert not config.fail_on_recompile_limit_hit

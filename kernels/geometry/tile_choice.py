@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from dit_accel.kernels.tiling import (
+from dit_accel.kernels.geometry.tiling import (
     BLOCK_SIZES,
     Tiling,
     Triple,
@@ -29,7 +29,7 @@ from dit_accel.kernels.tiling import (
     fixed_tiling,
     geometry,
 )
-from dit_accel.kernels.visibility import NONE, Relation
+from dit_accel.kernels.geometry.visibility import NONE, Relation
 
 LayoutKind = Literal["boxes", "gather", "lengths"]
 """How a backend reads blocks: power-of-two boxes of the grid, gathered into whole blocks of slots,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.geometry.tiling import Geometry, Tiling, clipped_split, geometry, grouped
+from dit_accel.kernels.geometry.visibility import EVERY, NONE, Relation
 from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, Rule, TokenMask
-from dit_accel.kernels.tiling import Geometry, Tiling, clipped_split, geometry, grouped
-from dit_accel.kernels.visibility import EVERY, NONE, Relation
 from dit_accel.layout import TokenLayout
 
 # Pairs of boxes that are looked at in one go.

@@ -8,12 +8,9 @@ import math
 import pytest
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.blocks import Member, build_plan
-from dit_accel.kernels.patterns import plan_for
-from dit_accel.kernels.patterns.neighborhood import Neighborhood
-from dit_accel.kernels.patterns.sliding_tile import SlidingTile, tiles_see
-from dit_accel.kernels.tile_choice import choose_tiling
-from dit_accel.kernels.tiling import (
+from dit_accel.kernels.geometry.blocks import Member, build_plan
+from dit_accel.kernels.geometry.tile_choice import choose_tiling
+from dit_accel.kernels.geometry.tiling import (
     Tiling,
     Triple,
     clipped_split,
@@ -21,7 +18,10 @@ from dit_accel.kernels.tiling import (
     fixed_tiling,
     parse_tile,
 )
-from dit_accel.kernels.windows import Window
+from dit_accel.kernels.geometry.windows import Window
+from dit_accel.kernels.patterns import plan_for
+from dit_accel.kernels.patterns.neighborhood import Neighborhood
+from dit_accel.kernels.patterns.sliding_tile import SlidingTile, tiles_see
 from dit_accel.layout import TokenLayout
 
 FRACTIONS = [[1.0, 0.5, 0.5], [0.6, 0.5, 0.5], [0.6, 0.35, 0.35]]

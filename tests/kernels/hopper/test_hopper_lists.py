@@ -10,8 +10,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton.experimental.gluon")
-from dit_accel.kernels import hopper
-from dit_accel.kernels.hopper import PARTIAL, RUN, plan_obstacle, tensor_obstacle, work_lists
+from dit_accel.kernels.hopper import launch
+from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
+from dit_accel.kernels.hopper.lists import PARTIAL, RUN, work_lists
 from dit_accel.kernels.patterns import pattern
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan, block_tokens
@@ -111,7 +112,7 @@ def test_launch(
 ) -> None:
     """The kernel gets each of its arguments once; descriptors stay within the tensors."""
     calls: list[dict[str, Any]] = []
-    names = [parameter.name for parameter in hopper.hopper_kernel.forward.params]
+    names = [parameter.name for parameter in launch.forward.params]
 
     class Stub:
         def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
@@ -125,15 +126,15 @@ def test_launch(
         given["out_ptr"].zero_()
         given["lse_ptr"].zero_()
 
-    monkeypatch.setattr(hopper.hopper_kernel, "forward", Stub())
-    monkeypatch.setattr(hopper, "_processors", lambda device: PROGRAMS)
+    monkeypatch.setattr(launch, "forward", Stub())
+    monkeypatch.setattr(launch, "_processors", lambda device: PROGRAMS)
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
     batch = len(layout.valid or (0,))
     q, k, v = (x.half() for x in qkv(layout.length, batch=batch, heads=4, kv_heads=2, dim=128))
     if head_major:
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     plan = SlidingTile({"tiles": [1, 3, 3]}, [2, 8, 8]).build(layout, "cpu", layout_kind="boxes")
-    hopper.hopper_attention(q, k, v, plan, 0.1)
+    launch.hopper_attention(q, k, v, plan, 0.1)
     (call,) = calls
     assert set(call) - {"programs"} == set(names)
     assert (call["k_runs"] is None) == (layout.length == layout.video_length)
@@ -148,7 +149,7 @@ def test_launch(
             assert at == b * tensor.stride(0) + h * tensor.stride(2) or batch == 1
     lists = work_lists(plan, batch, 4, PROGRAMS)
     torch.library.opcheck(
-        hopper.hopper_forward,
+        launch.hopper_forward,
         (q, k, v, lists.items, lists.work, lists.codes, lists.metas, None, "", 0.1, 128,
          list(plan.box or ()), list(layout.grid), layout.video_start, True, True),
     )  # fmt: skip

@@ -11,7 +11,8 @@ import torch
 
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.hopper import hopper_forward, work_lists
+from dit_accel.kernels.hopper.launch import hopper_forward
+from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import TokenMask

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.geometry.tiling import fixed_tiling, geometry, raster_runs
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead, select_heads
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.reference import dense_mask
-from dit_accel.kernels.tiling import fixed_tiling, geometry, raster_runs
 from dit_accel.layout import TokenLayout
 from dit_accel.profile import parse_profile
 
@@ -198,7 +198,7 @@ def test_runs_and_boxes_tell_where_they_are() -> None:
 def test_the_boxes_of_a_straddling_block_hold_its_tokens(block: int) -> None:
     from dataclasses import replace
 
-    from dit_accel.kernels.blocks import tile_order
+    from dit_accel.kernels.geometry.blocks import tile_order
 
     for tile in ((2, 3, 5), (1, 1, 13), (7, 1, 1), (4, 11, 2)):
         tiling = replace(fixed_tiling((7, 11, 13), tile), block=block, box=None, straddles=True)

@@ -21,7 +21,7 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) not in HOPPER_
     pytest.skip("Gluon of this Triton is not known", allow_module_level=True)
 
 SHARED_LIMIT = 232_448
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FULL = {"KB": 128, "BOXES": True, "RUNS": True, "rule": None, "dtype": "bf16"}
 # A variant, and how many scratch memory accesses it may have: a token rule, or runs alone, keep a
 # few values of an item there (by the compiler's choice), which the loop does not touch per score.

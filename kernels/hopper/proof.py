@@ -10,10 +10,10 @@ import warnings
 
 import torch
 
-from dit_accel.kernels.hopper import hopper_attention
+from dit_accel.kernels.hopper.launch import hopper_attention
 from dit_accel.kernels.patterns.base import LayoutKind
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.triton_forward import triton_attention
+from dit_accel.kernels.portable.forward import triton_attention
 from dit_accel.layout import TokenLayout
 
 LIMIT = 2e-2

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_accel.kernels.triton_steps import padded_dim
+from dit_accel.kernels.portable.steps import padded_dim
 
 MAX_TENSORS = 3
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.kernels import triton_forward
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.triton_forward import block_sparse_forward
-from dit_accel.kernels.triton_steps import TUNED, Config, Machine, boxable, pick_config
+from dit_accel.kernels.portable import forward
+from dit_accel.kernels.portable.forward import block_sparse_forward
+from dit_accel.kernels.portable.steps import TUNED, Config, Machine, boxable, pick_config
 
 Make = Callable[..., Any]
 
@@ -28,12 +28,12 @@ def op_arguments(
         seen.append(arguments)
         return torch.zeros_like(q), torch.zeros(())
 
-    original = triton_forward.block_sparse_forward
-    triton_forward.block_sparse_forward = record  # type: ignore[assignment]
+    original = forward.block_sparse_forward
+    forward.block_sparse_forward = record  # type: ignore[assignment]
     try:
-        triton_forward.triton_attention(q, k, v, plan, 0.125, False, pooled)
+        forward.triton_attention(q, k, v, plan, 0.125, False, pooled)
     finally:
-        triton_forward.block_sparse_forward = original
+        forward.block_sparse_forward = original
     return seen[0]
 
 
@@ -79,7 +79,7 @@ def test_neighbours_bytes_stay(
 
     monkeypatch.setattr(torch, "empty_like", guarded)
     arguments = op_arguments(plan, q, k, v)
-    out, _ = triton_forward.block_sparse_forward._init_fn(*arguments)
+    out, _ = forward.block_sparse_forward._init_fn(*arguments)
     assert torch.equal(out, expected)
     (memory,) = guards
     memory[tuple(slice(3, 3 + n) for n in q.shape)] = 7.0
@@ -97,7 +97,7 @@ def test_steps_smaller_than_blocks(
     assert_right: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_forward, "pick_config", lambda *_: config)
+    monkeypatch.setattr(forward, "pick_config", lambda *_: config)
     plan, mask = random_plan([128, 31, 65], [128, 33, 90], keep=0.7, partial=(1, 2, 2))
     # float16: on a GPU the largest of these steps would take minutes to compile in float32.
     q, k, v = qkv(224, 251, heads=1, dtype=torch.float16)
@@ -152,11 +152,11 @@ def test_boxes_read_what_pointers_read(
     if head_major:
         k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))
     assert boxable(k) and boxable(v)
-    monkeypatch.setattr(triton_forward, "pick_config", lambda *_: config)
+    monkeypatch.setattr(forward, "pick_config", lambda *_: config)
     result = block_sparse_attention(q, k, v, plan, backend="triton", return_lse=True)
     assert_right(result, q, k, v, mask)
     plain = replace(config, tma=False)
-    monkeypatch.setattr(triton_forward, "pick_config", lambda *_: plain)
+    monkeypatch.setattr(forward, "pick_config", lambda *_: plain)
     expected = block_sparse_attention(q, k, v, plan, backend="triton")
     assert (result[0] - expected).abs().max() <= (2e-3 if q.is_cuda else 0)
 

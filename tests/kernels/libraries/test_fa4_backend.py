@@ -13,7 +13,7 @@ import torch
 
 from dit_accel.kernels.backends import AUTOMATIC, BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.fa4_backend import fa4_attention, fa4_missing, plan_obstacle, sparse_lists
+from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, plan_obstacle, sparse_lists
 
 Make = Callable[..., Any]
 

@@ -1,6 +1,6 @@
 """Compiles one variant of the Hopper kernel for sm_90, on any machine, and prints what came out.
 
-python tests/kernels/compile_hopper.py '{"D": 128, "KB": 64}'
+python tests/kernels/hopper/compile_hopper.py '{"D": 128, "KB": 64}'
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from dit_accel.kernels.hopper import CONFIGS, RULES, _layout, _split, halved
-from dit_accel.kernels.hopper_kernel import forward
+from dit_accel.kernels.hopper.forward import forward
+from dit_accel.kernels.hopper.launch import CONFIGS, RULES, _layout, _split, halved
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_accel.kernels.tiling import Geometry, Triple, grouped
+from dit_accel.kernels.geometry.tiling import Geometry, Triple, grouped
 
 NONE, SOME, EVERY = 0, 1, 2
 

@@ -1,12 +1,11 @@
-"""The Hopper backend's host side: work lists, tensor descriptors, launch.
+"""The Hopper backend's host side: which calls it takes, tensor descriptors, launch.
 
-The kernel is in `hopper_kernel`; `eligible` says which calls it takes.
+The kernel is in `forward`, and how a plan becomes its work lists in `lists`.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,15 +15,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from dit_accel.kernels import hopper_kernel
-from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.hopper.forward import forward
+from dit_accel.kernels.hopper.lists import work_lists
+from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.slots import attend_in_slots
 from dit_accel.kernels.token_rules import TOKEN_RULES
 
 LOG2_E = 1.4426950408889634
-RUN = 1 << 30
-NOTHING = -1
-PARTIAL = 256
 MAX_COORDINATE = 1023
 GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 RULES = {name: gluon.jit(rule) for name, rule in TOKEN_RULES.items()}
@@ -46,28 +43,6 @@ class Config:
 CONFIGS = {64: Config(stages=4), 128: Config(stages=2)}
 
 
-@dataclass(frozen=True)
-class WorkLists:
-    """A plan in the kernel's form (see `hopper_kernel`); all int32.
-
-    items [n, 8]: a query block each: sample, head, row of the lists, code, tokens, tiles, tiles
-        without a mask. Program p of P takes items p, p + P, ...
-    work [P]: tiles of 128 keys of each program.
-    codes, metas [Bl, Hl, NQ, W]: where the key blocks are, and how many tokens each has, plus
-        PARTIAL where the token rule applies.
-    """
-
-    items: Tensor
-    work: Tensor
-    codes: Tensor
-    metas: Tensor
-
-
-_LISTS: weakref.WeakKeyDictionary[BlockPlan, dict[tuple[int, int], WorkLists]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
 def halved(box: tuple[int, int, int]) -> tuple[int, int, int]:
     """The first half of a box's tokens: half of its first axis that is longer than 1."""
     axis = next(a for a in range(3) if box[a] > 1)
@@ -77,105 +52,6 @@ def halved(box: tuple[int, int, int]) -> tuple[int, int, int]:
 def packed(box: tuple[int, int, int]) -> int:
     """A code's coordinates."""
     return box[0] << 20 | box[1] << 10 | box[2]
-
-
-def block_codes(table: BlockTable) -> Tensor:
-    """int32 [N]: where each block starts."""
-    runs = table.starts | RUN
-    if table.origins is None:
-        return runs
-    t, h, w = table.origins.unbind(-1)
-    return torch.where(t < 0, h | RUN, t << 20 | h << 10 | w)
-
-
-def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLists:
-    """The plan's lists for calls of that batch and number of heads, made once."""
-    known = _LISTS.setdefault(plan, {})
-    if (batch, heads) not in known:
-        codes, metas, tiles, bare = _key_lists(plan)
-        items = _items(plan, tiles, bare, batch, heads)
-        items = items[_dealt(items, programs)]
-        work = torch.nn.functional.pad(items[:, 5], (0, -len(items) % programs))
-        work = work.view(-1, programs).sum(0, dtype=torch.int32)
-        known[batch, heads] = WorkLists(items, work, codes, metas)
-    return known[batch, heads]
-
-
-def _key_lists(plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes and metas [Bl, Hl, NQ, W]; tiles, and those without a mask, [Bl, Hl, NQ]."""
-    together = 128 // plan.block_k
-    count, index = plan.full_count, plan.full_index
-    flags: Tensor | int = 0
-    total = count
-    if plan.partial_count is not None and plan.partial_index is not None:
-        total = count + plan.partial_count
-        width = index.shape[-1] + plan.partial_index.shape[-1]
-        slots = torch.arange(width, device=plan.device, dtype=torch.int32)
-        masked = slots >= count.unsqueeze(-1)
-        behind = (slots - count.unsqueeze(-1)).clamp(0, plan.partial_index.shape[-1] - 1)
-        later = plan.partial_index.gather(-1, behind.long())
-        front = slots.clamp_max(index.shape[-1] - 1).long().expand(later.shape)
-        index = torch.where(masked, later, index.gather(-1, front))
-        flags = masked.int() * PARTIAL
-    slots = torch.arange(index.shape[-1], device=plan.device, dtype=torch.int32)
-    listed = slots < total.unsqueeze(-1)
-    blocks = torch.where(listed, index, 0).long()
-    codes = torch.where(listed, block_codes(plan.k_blocks)[blocks], NOTHING)
-    lengths = plan.k_blocks.lengths
-    samples = max(len(lengths), len(blocks))
-    rows = lengths.expand(samples, -1)
-    metas = torch.stack(
-        [r[b] for r, b in zip(rows, blocks.expand(samples, -1, -1, -1), strict=True)]
-    )
-    codes, total = codes.expand(samples, -1, -1, -1), total.expand(samples, -1, -1)
-    metas = metas + flags
-    if index.shape[-1] % together:
-        codes = torch.nn.functional.pad(codes, (0, 1), value=NOTHING)
-        metas = torch.nn.functional.pad(metas, (0, 1))
-    bare = torch.zeros_like(total) if plan.unmasked_count is None else plan.unmasked_count
-    # An empty list is one tile of nothing: its rows come out as 0 with LSE -inf.
-    tiles = ((total + together - 1) // together).clamp_min(1)
-    return codes.int().contiguous(), metas.int().contiguous(), tiles, bare // together
-
-
-def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int) -> Tensor:
-    """int32 [batch * heads * NQ, 8], sample and head major (see WorkLists)."""
-    blocks = plan.q_blocks.count
-    shape = (batch, heads, blocks)
-    sample, head, block = (
-        torch.arange(n, device=plan.device).view([-1 if a == axis else 1 for a in range(3)])
-        for axis, n in enumerate(shape)
-    )
-    lists = tiles.shape
-    row = (sample % lists[0] * lists[1] + head % lists[1]) * blocks + block
-    columns = (
-        sample,
-        head,
-        row,
-        block_codes(plan.q_blocks),
-        plan.q_blocks.lengths.unsqueeze(1),
-        tiles,
-        bare.expand(lists),
-        torch.zeros_like(sample),
-    )
-    return torch.stack([c.int().expand(shape) for c in columns], -1).view(-1, 8)
-
-
-def _dealt(items: Tensor, programs: int) -> Tensor:
-    """The order of the items: very long ones first, then head by head, longest first in each.
-
-    Heads stay together because their keys and values share the cache. Rows of `programs` items run
-    forth and back, so that no program gets the longest of each row.
-    """
-    tiles = items[:, 5].long()
-    long = tiles > 2 * tiles.float().mean()
-    line = items[:, 0].long() * (items[:, 1].max() + 1) + items[:, 1]
-    key = torch.where(long, 0, line + 1) * (1 << 24) - tiles
-    order = key.argsort(stable=True)
-    rows = len(order) // programs
-    full = order[: rows * programs].view(rows, programs).clone()
-    full[1::2] = full[1::2].flip(-1)
-    return torch.cat([full.view(-1), order[rows * programs :]])
 
 
 @dataclass(frozen=True)
@@ -286,7 +162,7 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
 @lru_cache(maxsize=1)
 def broken() -> str | None:
     """Why the kernel is not to be trusted here: it does not compile, or a small case is wrong."""
-    from dit_accel.kernels.hopper_proof import prove
+    from dit_accel.kernels.hopper.proof import prove
 
     try:
         return prove()
@@ -355,7 +231,7 @@ def hopper_forward(
         ]
     config = CONFIGS[dim]
     with torch.cuda.device_of(q):
-        hopper_kernel.forward[(len(work),)](
+        forward[(len(work),)](
             *box_views, *run_views, out, lse, items, work, codes, metas,
             work if rule_params is None else rule_params,
             len(items), heads // k.shape[2], codes.shape[-1],

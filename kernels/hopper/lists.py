@@ -1,0 +1,136 @@
+"""A plan as the Hopper kernel's work lists: its key blocks as codes, its query blocks in order."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dit_accel.kernels.plan import BlockPlan, BlockTable
+
+RUN = 1 << 30
+NOTHING = -1
+PARTIAL = 256
+
+
+@dataclass(frozen=True)
+class WorkLists:
+    """A plan in the kernel's form (see `forward`); all int32.
+
+    items [n, 8]: a query block each: sample, head, row of the lists, code, tokens, tiles, tiles
+        without a mask. Program p of P takes items p, p + P, ...
+    work [P]: tiles of 128 keys of each program.
+    codes, metas [Bl, Hl, NQ, W]: where the key blocks are, and how many tokens each has, plus
+        PARTIAL where the token rule applies.
+    """
+
+    items: Tensor
+    work: Tensor
+    codes: Tensor
+    metas: Tensor
+
+
+_LISTS: weakref.WeakKeyDictionary[BlockPlan, dict[tuple[int, int], WorkLists]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def block_codes(table: BlockTable) -> Tensor:
+    """int32 [N]: where each block starts."""
+    runs = table.starts | RUN
+    if table.origins is None:
+        return runs
+    t, h, w = table.origins.unbind(-1)
+    return torch.where(t < 0, h | RUN, t << 20 | h << 10 | w)
+
+
+def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLists:
+    """The plan's lists for calls of that batch and number of heads, made once."""
+    known = _LISTS.setdefault(plan, {})
+    if (batch, heads) not in known:
+        codes, metas, tiles, bare = _key_lists(plan)
+        items = _items(plan, tiles, bare, batch, heads)
+        items = items[_dealt(items, programs)]
+        work = torch.nn.functional.pad(items[:, 5], (0, -len(items) % programs))
+        work = work.view(-1, programs).sum(0, dtype=torch.int32)
+        known[batch, heads] = WorkLists(items, work, codes, metas)
+    return known[batch, heads]
+
+
+def _key_lists(plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes and metas [Bl, Hl, NQ, W]; tiles, and those without a mask, [Bl, Hl, NQ]."""
+    together = 128 // plan.block_k
+    count, index = plan.full_count, plan.full_index
+    flags: Tensor | int = 0
+    total = count
+    if plan.partial_count is not None and plan.partial_index is not None:
+        total = count + plan.partial_count
+        width = index.shape[-1] + plan.partial_index.shape[-1]
+        slots = torch.arange(width, device=plan.device, dtype=torch.int32)
+        masked = slots >= count.unsqueeze(-1)
+        behind = (slots - count.unsqueeze(-1)).clamp(0, plan.partial_index.shape[-1] - 1)
+        later = plan.partial_index.gather(-1, behind.long())
+        front = slots.clamp_max(index.shape[-1] - 1).long().expand(later.shape)
+        index = torch.where(masked, later, index.gather(-1, front))
+        flags = masked.int() * PARTIAL
+    slots = torch.arange(index.shape[-1], device=plan.device, dtype=torch.int32)
+    listed = slots < total.unsqueeze(-1)
+    blocks = torch.where(listed, index, 0).long()
+    codes = torch.where(listed, block_codes(plan.k_blocks)[blocks], NOTHING)
+    lengths = plan.k_blocks.lengths
+    samples = max(len(lengths), len(blocks))
+    rows = lengths.expand(samples, -1)
+    metas = torch.stack(
+        [r[b] for r, b in zip(rows, blocks.expand(samples, -1, -1, -1), strict=True)]
+    )
+    codes, total = codes.expand(samples, -1, -1, -1), total.expand(samples, -1, -1)
+    metas = metas + flags
+    if index.shape[-1] % together:
+        codes = torch.nn.functional.pad(codes, (0, 1), value=NOTHING)
+        metas = torch.nn.functional.pad(metas, (0, 1))
+    bare = torch.zeros_like(total) if plan.unmasked_count is None else plan.unmasked_count
+    # An empty list is one tile of nothing: its rows come out as 0 with LSE -inf.
+    tiles = ((total + together - 1) // together).clamp_min(1)
+    return codes.int().contiguous(), metas.int().contiguous(), tiles, bare // together
+
+
+def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int) -> Tensor:
+    """int32 [batch * heads * NQ, 8], sample and head major (see WorkLists)."""
+    blocks = plan.q_blocks.count
+    shape = (batch, heads, blocks)
+    sample, head, block = (
+        torch.arange(n, device=plan.device).view([-1 if a == axis else 1 for a in range(3)])
+        for axis, n in enumerate(shape)
+    )
+    lists = tiles.shape
+    row = (sample % lists[0] * lists[1] + head % lists[1]) * blocks + block
+    columns = (
+        sample,
+        head,
+        row,
+        block_codes(plan.q_blocks),
+        plan.q_blocks.lengths.unsqueeze(1),
+        tiles,
+        bare.expand(lists),
+        torch.zeros_like(sample),
+    )
+    return torch.stack([c.int().expand(shape) for c in columns], -1).view(-1, 8)
+
+
+def _dealt(items: Tensor, programs: int) -> Tensor:
+    """The order of the items: very long ones first, then head by head, longest first in each.
+
+    Heads stay together because their keys and values share the cache. Rows of `programs` items run
+    forth and back, so that no program gets the longest of each row.
+    """
+    tiles = items[:, 5].long()
+    long = tiles > 2 * tiles.float().mean()
+    line = items[:, 0].long() * (items[:, 1].max() + 1) + items[:, 1]
+    key = torch.where(long, 0, line + 1) * (1 << 24) - tiles
+    order = key.argsort(stable=True)
+    rows = len(order) // programs
+    full = order[: rows * programs].view(rows, programs).clone()
+    full[1::2] = full[1::2].flip(-1)
+    return torch.cat([full.view(-1), order[rows * programs :]])

@@ -1,0 +1,1 @@
+"""Backends whose kernels other libraries keep: FlashAttention 4, and torch's FlexAttention."""

@@ -1,0 +1,1 @@
+"""The portable Triton kernels: the forward pass, and the passes around it."""
