@@ -32,7 +32,7 @@ from dit_accel.compare.methods import Method, choose_methods
 from dit_accel.compare.metrics import DEFAULT, check_metrics
 from dit_accel.compare.prompts import read_prompts
 from dit_accel.compare.request import Request, check, run_of
-from dit_accel.compare.results import Results
+from dit_accel.compare.results import Results, summarise
 from dit_accel.compare.specs import load_spec, split_profiles
 from dit_accel.compare.store import Store, open_store
 from dit_accel.errors import DitAccelError, unknown
@@ -256,7 +256,7 @@ def _show(results: Results, page: Path) -> None:
     for info in results.profiles:
         if info.skipped:
             warn(f"{info.name} was skipped: {info.skipped}")
-    for name, hint in tables.hints(results):
+    for name, hint in tables.hints(summarise(results)):
         warn(f"{name}: {hint}")
     _wrote([page, page.with_name("results.csv"), page.with_name("results.json")])
 

@@ -12,15 +12,13 @@ from typing import Any
 
 from dit_accel.api import Session, session_of
 from dit_accel.compare.external import EXTERNALS, Setting, check_parameters
-from dit_accel.compare.results import DENSE, ProfileInfo
+from dit_accel.compare.results import AGAIN, DENSE, ProfileInfo
 from dit_accel.compare.specs import Spec, load_spec, parameters_of
 from dit_accel.compare.timing import device_of
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.policy import SiteKey
 from dit_accel.profile import Profile
 from dit_accel.report import Recorder, Tally
-
-AGAIN = "dense again"
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Receipt:
     density_map: list[list[float | None]] = field(default_factory=list)
     layer_names: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    cross_calls: dict[str, int] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -85,7 +84,6 @@ class ProfileMethod(Method):
         total = Tally()
         for tally in recorder.cells.values():
             total += tally
-        own = report.kinds["self"]
         names, table = density_map(session, recorder)
         return Receipt(
             attention_s=report.time["attention_s"],
@@ -94,10 +92,8 @@ class ProfileMethod(Method):
             kept_density=_density(total, total.kept),
             density_map=table,
             layer_names=names,
-            calls={
-                **{name: own[name] for name in ("sparse", "reused") if own[name]},
-                **{f"dense: {why}": n for why, n in sorted(own["dense_reasons"].items())},
-            },
+            calls=_outcomes(report.kinds["self"]),
+            cross_calls=_outcomes(report.kinds["cross"]),
         )
 
 
@@ -177,6 +173,14 @@ def site_names(keys: Sequence[SiteKey]) -> list[str]:
     """Names of sites, with their expert where there are several."""
     several = len({key.expert for key in keys}) > 1
     return [f"{key.expert}.{key.name}" if several else key.name for key in keys]
+
+
+def _outcomes(kind: Mapping[str, Any]) -> dict[str, int]:
+    """A report's calls of one kind by outcome, see `results.Clip`."""
+    return {
+        **{name: kind[name] for name in ("sparse", "reused") if kind[name]},
+        **{f"dense: {why}": n for why, n in sorted(kind["dense_reasons"].items())},
+    }
 
 
 def choose_methods(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,7 +19,7 @@ from dit_accel.compare.page_words import (
     title_of,
     with_unit,
 )
-from dit_accel.compare.results import DENSE, Clip, Results
+from dit_accel.compare.results import DENSE, Clip, Results, Row
 from dit_accel.compare.store import HEAT_LEVELS
 
 DIFFERENCE_TEXT = f"black: the same; brightest: {HEAT_LEVELS} of 255 levels apart, or more"
@@ -48,23 +49,32 @@ class Group:
     shown: list[Shown]
 
 
-def groups(results: Results, videos: Videos) -> list[Group]:
+def groups(results: Results, rows: Sequence[Row], videos: Videos) -> list[Group]:
     """The clips by prompt and seed, each with every profile that ran anywhere."""
     ran = {clip.profile for clip in results.clips}
     names = [info.name for info in results.profiles if info.name in ran]
-    dense = dense_clips(results)
+    dense, unrated = dense_clips(results), _unrated(rows)
     by_key: dict[tuple[int, int], dict[str, Clip]] = {}
     for clip in results.clips:
         by_key.setdefault((clip.prompt_id, clip.seed), {})[clip.profile] = clip
     found = []
     for index, ((prompt_id, seed), clips) in enumerate(sorted(by_key.items()), start=1):
         prompt = next(iter(clips.values())).prompt
-        shown = [_shown(results, videos, dense, name, clips.get(name)) for name in names]
+        shown = [
+            _shown(results, videos, dense, name, clips.get(name), name not in unrated)
+            for name in names
+        ]
         found.append(Group(anchor(prompt_id, seed), index, prompt, seed, shown))
     return found
 
 
-def _shown(results: Results, videos: Videos, dense: Dense, name: str, clip: Clip | None) -> Shown:
+def _unrated(rows: Sequence[Row]) -> set[str]:
+    return {row.profile for row in rows if row.ran_dense}
+
+
+def _shown(
+    results: Results, videos: Videos, dense: Dense, name: str, clip: Clip | None, rated: bool
+) -> Shown:
     if clip is None:
         return Shown(name, None, None, "", [], "not run")
     if clip.status == "failed":
@@ -74,8 +84,8 @@ def _shown(results: Results, videos: Videos, dense: Dense, name: str, clip: Clip
         name,
         video,
         videos.id_of(clip.difference),
-        _time_text(dense, clip),
-        _figures(results, clip),
+        _time_text(dense, clip) if rated else "ran dense",
+        _figures(results, clip) if rated else [],
         None if video else "no video",
     )
 
@@ -101,7 +111,9 @@ def _figures(results: Results, clip: Clip) -> list[str]:
     return texts
 
 
-def choices(results: Results) -> list[str]:
-    """The profiles that the clips can be compared with."""
-    ran = {clip.profile for clip in results.clips}
-    return [info.name for info in results.profiles if info.name in ran and info.name != DENSE]
+def choices(results: Results, rows: Sequence[Row]) -> list[str]:
+    """The profiles that the clips can be compared with; those that ran dense come last."""
+    ran = {clip.profile for clip in results.clips} - {DENSE}
+    names = [info.name for info in results.profiles if info.name in ran]
+    last = _unrated(rows)
+    return sorted(names, key=lambda name: name in last)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit_accel.compare import charts
 from dit_accel.compare.numbers import plural
 from dit_accel.compare.page_words import done
-from dit_accel.compare.results import DENSE, Clip, ProfileInfo, Results, Spread
+from dit_accel.compare.results import DENSE, Clip, ProfileInfo, Results, Spread, outcomes
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,9 @@ def maps(results: Results) -> list[ProfileMaps]:
 
 def _calls(clips: Sequence[Clip]) -> list[tuple[str, int, float]]:
     """Outcome, calls and share, the commonest first."""
-    total: Counter[str] = Counter()
-    for clip in clips:
-        total.update(clip.calls)
+    total = outcomes(clip.calls for clip in clips)
     count = sum(total.values())
-    return [(name, calls, calls / count) for name, calls in total.most_common() if calls]
+    return [(name, calls, calls / count) for name, calls in total.items()]
 
 
 def _densities(clips: Sequence[Clip]) -> str:

@@ -23,6 +23,7 @@ from dit_accel.compare.page_words import (
     with_unit,
 )
 from dit_accel.compare.results import DENSE, IDENTICAL, Clip, Metric, Results, Row, Spread, worst
+from dit_accel.compare.tables import why_dense
 
 TOWARDS = {"higher": "higher is better", "lower": "lower is better"}
 
@@ -58,10 +59,13 @@ class Column:
 
 @dataclass(frozen=True)
 class SummaryRow:
+    """One profile. `unrated` stands in the place of ratios and metrics, and says why."""
+
     name: str
     kind: str
     note: str
     cells: list[Cell]
+    unrated: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,13 +146,14 @@ def summary(results: Results, rows: Sequence[Row]) -> list[SummaryRow]:
         cells = [
             Cell("1×") if is_dense else _ratio_cell(row.speedup, speed),
             Cell("1×") if is_dense else _ratio_cell(row.attention_speedup, attention),
+            *(_metric_cell(results, row, clips, *each) for each in measured(results)),
         ]
-        for name, metric in measured(results):
-            cells.append(_metric_cell(results, row, clips, name, metric))
-        cells.append(_cell(row.density, decimals([1.0])))
-        cells.append(_memory_cell(row.memory_bytes, memory))
-        note = f"{row.clips} of {plural(row.clips + row.failed, 'clip')}"
-        table.append(SummaryRow(row.profile, row.kind, note if row.failed else "", cells))
+        costs = [_cell(row.density, decimals([1.0])), _memory_cell(row.memory_bytes, memory)]
+        note = f"{row.clips} of {plural(row.clips + row.failed, 'clip')}" if row.failed else ""
+        if row.ran_dense:
+            table.append(SummaryRow(row.profile, row.kind, note, costs, why_dense(row)))
+        else:
+            table.append(SummaryRow(row.profile, row.kind, note, [*cells, *costs]))
     return table
 
 
@@ -267,13 +272,15 @@ def times(results: Results) -> list[TimeRow]:
 
 
 def plots(results: Results, rows: Sequence[Row]) -> list[Plot]:
-    """One plot per metric that at least one profile besides dense has."""
+    """One plot per metric that at least one profile besides dense has; those that are rated."""
     found = []
     for name, metric in measured(results):
         samples = [
             charts.Sample(row.profile, row.kind, row.denoise_s, quality)
             for row in rows
-            if row.denoise_s is not None and (quality := row.metrics[name]) is not None
+            if row.denoise_s is not None
+            and not row.ran_dense
+            and (quality := row.metrics[name]) is not None
         ]
         if not any(sample.name != DENSE for sample in samples):
             continue

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,8 @@ SCHEMA = 1
 """Version of the JSON layout."""
 DENSE = "dense"
 """Name of the profile that every other one is paired with."""
+AGAIN = "dense again"
+"""Name of a second dense one, which shows how far measurements of the same thing lie apart."""
 IDENTICAL = "identical"
 """Note of a metric that has no finite value because both videos are the same (PSNR)."""
 
@@ -93,7 +96,8 @@ class Clip:
         error_map: [layers][steps], relative L2 error of a layer's attention output against dense
             attention on the same inputs; empty where it was not measured.
         layer_names: the rows of both maps.
-        calls: self-attention calls by outcome: "sparse", "reused", "dense: <reason>".
+        calls, cross_calls: self- and cross-attention calls by outcome: "sparse", "reused",
+            "dense: <reason>".
     """
 
     prompt: str
@@ -119,6 +123,7 @@ class Clip:
     error_map: list[list[float | None]] = field(default_factory=list)
     layer_names: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    cross_calls: dict[str, int] = field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
         """The metric, `inf` where the videos are identical and the metric has no finite value."""
@@ -194,6 +199,9 @@ class Row:
         metrics: by name; the worst clip is `low` where higher is better, else `high`.
         density, kept: launched and kept density.
         memory_bytes: peak memory.
+        calls: self-attention calls of all clips by outcome, see `Clip`.
+        ran_dense: a profile of ours that ran nothing sparse and reused nothing: its clips are dense
+            ones, and its ratios and metrics tell of noise alone, so that it is not to be rated.
     """
 
     profile: str
@@ -209,6 +217,8 @@ class Row:
     density: Spread | None
     kept: Spread | None
     memory_bytes: Spread | None
+    calls: dict[str, int]
+    ran_dense: bool
 
 
 def summarise(results: Results) -> list[Row]:
@@ -230,6 +240,9 @@ def _row(info: ProfileInfo, results: Results, dense: dict[tuple[int, int], Clip]
     clips = _done(results.clips, info.name)
     pairs = [(dense[key], c) for c in clips if (key := (c.prompt_id, c.seed)) in dense]
     failed = [c for c in results.clips if c.profile == info.name and c.status == "failed"]
+    calls = outcomes(clip.calls for clip in clips)
+    ours = info.kind == "profile" and info.name != AGAIN
+    seen = {*calls, *outcomes(clip.cross_calls for clip in clips)}
     return Row(
         profile=info.name,
         kind=info.kind,
@@ -244,7 +257,17 @@ def _row(info: ProfileInfo, results: Results, dense: dict[tuple[int, int], Clip]
         density=Spread.of(clip.launched_density for clip in clips),
         kept=Spread.of(clip.kept_density for clip in clips),
         memory_bytes=Spread.of(clip.peak_memory_bytes for clip in clips),
+        calls=calls,
+        ran_dense=ours and bool(calls) and not seen & {"sparse", "reused"},
     )
+
+
+def outcomes(calls: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Calls by outcome over several clips, the commonest first."""
+    total: Counter[str] = Counter()
+    for each in calls:
+        total.update(each)
+    return {outcome: count for outcome, count in total.most_common() if count}
 
 
 def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:

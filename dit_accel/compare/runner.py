@@ -304,6 +304,7 @@ class _Session:
             error_map=errors,
             layer_names=receipt.layer_names,
             calls=receipt.calls,
+            cross_calls=receipt.cross_calls,
         )
         self.store.keep(clip, video, self.request.fps)
 

@@ -8,8 +8,7 @@ from rich import box
 from rich.table import Table
 
 from dit_accel.compare.attention_level import Summary
-from dit_accel.compare.methods import AGAIN
-from dit_accel.compare.results import Metric, Results, Row, Spread, summarise, worst
+from dit_accel.compare.results import AGAIN, Metric, Results, Row, Spread, summarise, worst
 
 MIB = 2**20
 
@@ -34,26 +33,27 @@ def summary(results: Results) -> Table:
     return table
 
 
-def hints(results: Results) -> list[tuple[str, str]]:
-    """(profile, what to know) where a profile of ours ran nothing sparse and reused nothing."""
+def hints(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(profile, what to know) where self-attention of a profile of ours cost as much as dense."""
     found = []
-    kinds = {info.name: info.kind for info in results.profiles}
-    for row in summarise(results):
-        if kinds[row.profile] != "profile" or row.density is None or row.density.low < 1.0:
+    for row in rows:
+        if row.ran_dense:
+            found.append((row.profile, why_dense(row)))
+        elif row.kind != "profile" or row.profile == AGAIN or not row.density:
             continue
-        reasons = {
-            reason.removeprefix("dense: ")
-            for clip in results.clips
-            if clip.profile == row.profile
-            for reason in clip.calls
-            if reason.startswith("dense: ") and reason != "dense: profile"
-        }
-        if not reasons and row.profile != AGAIN:
-            found.append((row.profile, "its blocks cover everything at this size"))
-        elif reasons:
-            advice = "; --no-breakeven runs it sparse" if "below break-even" in reasons else ""
-            found.append((row.profile, f"ran dense ({', '.join(sorted(reasons))}){advice}"))
+        elif row.density.low >= 1.0:
+            covered = "its blocks cover everything at this size"
+            own = f"its self-attention {why_dense(row)}"
+            found.append((row.profile, covered if "sparse" in row.calls else own))
     return found
+
+
+def why_dense(row: Row) -> str:
+    """Why no self-attention call of a profile ran sparse, and what to do about it."""
+    reasons = {why.removeprefix("dense: "): count for why, count in row.calls.items()}
+    told = ", ".join(f"{why} ({count:,})" for why, count in reasons.items())
+    advice = "; --no-breakeven runs it sparse" if "below break-even" in reasons else ""
+    return f"ran dense because: {told}{advice}"
 
 
 def attention(rows: Sequence[Summary]) -> Table:
@@ -90,14 +90,20 @@ def _head(name: str, metric: Metric) -> str:
 def _cells(row: Row, metrics: dict[str, Metric], memory: bool) -> list[str]:
     name = row.profile + (f"\n{row.failed} failed" if row.failed else "")
     cells = [name, _median(row.denoise_s, "{:.2f}")]
-    cells += [_ratio(row.speedup), _ratio(row.attention_speedup)]
-    for metric, about in metrics.items():
-        digits = {"psnr": "{:.1f}", "flicker": "{:.2f}", "adherence": "{:.2f}"}
-        cells.append(_with_worst(row.metrics[metric], about, digits.get(metric, "{:.3f}")))
+    if row.ran_dense:
+        cells += ["ran dense", *("-" for _ in ("attention", *metrics))]
+    else:
+        cells += [_ratio(row.speedup), _ratio(row.attention_speedup)]
+        cells += [_quality(row, metric, about) for metric, about in metrics.items()]
     cells.append(_median(row.density, "{:.3f}"))
     if memory:
         cells.append(_median(row.memory_bytes, "{:.0f}", MIB))
     return cells
+
+
+def _quality(row: Row, metric: str, about: Metric) -> str:
+    digits = {"psnr": "{:.1f}", "flicker": "{:.2f}", "adherence": "{:.2f}"}
+    return _with_worst(row.metrics[metric], about, digits.get(metric, "{:.3f}"))
 
 
 def _median(spread: Spread | None, digits: str, unit: float = 1.0) -> str:

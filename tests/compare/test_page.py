@@ -396,17 +396,50 @@ def test_prompts_are_text_and_gaps_have_reasons(compared, tmp_path):
     assert any("layer 4, step 6" in text for _, text in page.all("desc"))
 
 
-def test_a_profile_that_ran_nothing_sparse_is_named(compared, tmp_path):
-    results, _ = compared
-    calls = {"dense: below break-even": 96}
-    clips = [
-        replace(c, launched_density=1.0, calls=calls) if c.profile == "fast" else c
-        for c in results.clips
-    ]
+def ran(results: Results, profile: str, calls: dict[str, int], **changes: object) -> list[Clip]:
+    """The clips, as if a profile's calls had come out like this, at full density."""
+    own = {"launched_density": 1.0, "calls": calls, **changes}
+    return [replace(c, **own) if c.profile == profile else c for c in results.clips]
+
+
+def test_a_profile_that_ran_dense_is_not_rated(compared, tmp_path):
+    results, folder = compared
+    calls = {"dense: below break-even": 96, "dense: profile": 1904}
+    clips = ran(results, "balanced", calls)
+    Path(tmp_path, "clips").symlink_to(folder / "clips")
     page = Page(write_page(changed(results, clips=clips), tmp_path))
-    notes = [text for _, text in page.all("li") if text.startswith("fast: ran dense")]
-    assert len(notes) == 1
-    assert "below break-even" in notes[0]
+    (why,) = rows(page, "summary")["balanced"][:-2]
+    assert why == (
+        "ran dense because: profile (5,712), below break-even (288); --no-breakeven runs it sparse"
+    )
+    cells = page.all("td", class_="unrated")
+    assert [a["colspan"] for a, _ in cells] == [
+        str(len(rows(page, "summary")["fast2 of 3 clips"]) - 2)
+    ]
+    labels = [a["aria-label"] for a, _ in page.all("g") if "aria-label" in a]
+    assert len(labels) == 4 * 4 and not any("balanced" in label for label in labels)
+    assert not any("balanced" in text for _, text in page.all("desc") if "Pareto" in text)
+    leads = [text for _, text in page.all("p", class_="lead")]
+    assert any(text.endswith("Not rated, because it ran dense: balanced.") for text in leads)
+    captions = [text for _, text in page.all("figcaption")]
+    assert captions.count("balanced ran dense") == 3
+    chosen = [a["value"] for a, _ in page.all("input", name="profile")]
+    assert chosen == ["quality", "fast", "diffusers-pab", "balanced", "*"]
+    assert not [text for _, text in page.all("li") if text.startswith("balanced")]
+
+
+def test_dense_self_attention_beside_reused_cross_attention_is_rated(compared, tmp_path):
+    results, _ = compared
+    clips = ran(results, "fast", {"dense: below break-even": 96}, cross_calls={"reused": 30})
+    page = Page(write_page(changed(results, clips=clips), tmp_path))
+    (note,) = [text for _, text in page.all("li") if text.startswith("fast: ")]
+    assert note.startswith("fast: its self-attention ran dense because: below break-even (192)")
+    assert "×" in rows(page, "summary")["fast2 of 3 clips"][0]
+    clips = ran(results, "fast", {"sparse": 96})
+    page = Page(write_page(changed(results, clips=clips), tmp_path))
+    assert [t for _, t in page.all("li") if t.startswith("fast: ")] == [
+        "fast: its blocks cover everything at this size"
+    ]
 
 
 @pytest.mark.parametrize("clips", ["none", "all failed", "dense failed"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,13 @@ def test_a_profile_that_ran_dense_is_pointed_out(cli, wan_folder):
         "flicker", "--repeats", 1, *SMALL,
     )  # fmt: skip
     assert code == 0
-    assert "below break-even" in output and "--no-breakeven" in output
+    assert re.search(r" balanced [\d.]+ ran dense - ", output), output
+    # 2 steps of 2 branches and 2 layers; the profile keeps the first step and layer dense.
+    why = "ran dense because: profile (6), below break-even (2); --no-breakeven runs it sparse"
+    assert f"balanced: {why}" in output
+    assert f">{why}<" in Path("report/index.html").read_text()
+    (row,) = summarise(Results.from_json(Path("report/results.json").read_text()))[1:]
+    assert row.ran_dense and row.calls == {"dense: profile": 6, "dense: below break-even": 2}
     code, output = cli(
         "--model", wan_folder, "--profiles", "balanced", "--prompts", "a circle", "--metrics",
         "flicker", "--repeats", 1, "--strict", "--out", "strict", *SMALL,

@@ -107,6 +107,33 @@ def test_metrics_density_and_worst_clip():
     assert dense.memory_bytes is None
 
 
+@pytest.mark.parametrize(
+    ("calls", "cross", "kind", "name", "dense"),
+    [
+        ({"dense: below break-even": 8}, {}, "profile", "fast", True),
+        ({"dense: profile": 8}, {"dense: profile": 8}, "profile", "fast", True),
+        ({"dense: profile": 8, "sparse": 1}, {}, "profile", "fast", False),
+        ({"dense: profile": 8, "reused": 1}, {}, "profile", "fast", False),
+        ({"dense: profile": 8}, {"reused": 4}, "profile", "fast", False),
+        ({}, {}, "profile", "fast", False),
+        ({}, {}, "external", "fast", False),
+        ({"dense: profile": 8}, {}, "profile", "dense again", False),
+    ],
+)
+def test_what_never_ran_sparse_ran_dense(calls, cross, kind, name, dense):
+    results = make_results()
+    clips = [
+        replace(clip, profile=name, calls=calls, cross_calls=cross)
+        for clip in results.clips
+        if clip.profile == "fast"
+    ]
+    profiles = [ProfileInfo(name, kind, "")]
+    (row,) = summarise(replace(results, clips=clips, profiles=profiles))
+    assert row.ran_dense is dense
+    assert row.calls == {outcome: 3 * count for outcome, count in calls.items()}
+    assert not summarise(results)[0].ran_dense
+
+
 def test_without_a_dense_partner_there_is_no_ratio():
     results = make_results()
     alone = replace(results, clips=[c for c in results.clips if c.profile == "fast"])
