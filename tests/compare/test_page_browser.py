@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_accel.compare.page import write_page
 from dit_accel.compare.results import Results
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -521,6 +523,31 @@ def test_tables_keep_their_roles_as_cards(open_page):
     roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
     assert roles.count("rowheader") >= 10
     assert "columnheader" in roles
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_a_row_that_is_not_rated_keeps_the_columns(open_page, compared, tmp_path, width):
+    results, _ = compared
+    calls = {"dense: below break-even": 96, "dense: profile": 1904}
+    clips = [
+        replace(clip, calls=calls, video=None, difference=None)
+        if clip.profile == "balanced"
+        else replace(clip, video=None, difference=None)
+        for clip in results.clips
+    ]
+    page = open_page(width, path=write_page(replace(results, clips=clips), tmp_path))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    rows = page.locator("table.summary tbody tr")
+    unrated = rows.nth(2).locator("td")
+    assert unrated.count() == 3 and "ran dense" in unrated.first.inner_text()
+    density = [rows.nth(row).locator("td").nth(-2).bounding_box() for row in (1, 2)]
+    if width == 1400:  # a table: figures stand below each other
+        assert density[0]["x"] == density[1]["x"]
+        assert density[0]["width"] == density[1]["width"]
+    else:  # a card: everything begins at the left edge of its place
+        align = "e => [getComputedStyle(e).textAlign, getComputedStyle(e).paddingLeft]"
+        assert unrated.nth(1).evaluate(align) == ["left", "0px"]
+        assert unrated.first.evaluate(align) == ["left", "0px"]
 
 
 def test_without_scripts_the_figures_are_there(open_page):
