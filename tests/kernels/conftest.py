@@ -13,6 +13,11 @@ import torch
 Mask = torch.Tensor
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
+# torch lists the functions that `with torch.device(...)` catches at its first use, once and for all:
+# not while `poisoned` has replaced some.
+with torch.device("cpu"):
+    torch.zeros(())
+
 
 @pytest.fixture
 def device() -> torch.device:
