@@ -20,7 +20,6 @@ from dit_accel.errors import unknown
 from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, fa4_obstacle
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.reference import reference_attention
 from dit_accel.kernels.torch_backend import torch_attention
 
@@ -33,11 +32,15 @@ HEAD_DIMS = (32, 256)
 
 @dataclass(frozen=True)
 class Backend:
-    """forward computes a plan; machine and call give the reason why they cannot, or None."""
+    """forward computes a plan; machine and call give the reason why they cannot, or None.
+
+    pays: whether it is the fastest of what can run a call (q, plan); `choose` asks, nobody else.
+    """
 
     forward: Forward
     machine: Callable[[], str | None]
     call: Callable[[Tensor, Tensor, Tensor, BlockPlan], str | None]
+    pays: Callable[[Tensor, BlockPlan], bool] = lambda q, plan: True
 
 
 def interpreted() -> bool:
@@ -115,21 +118,20 @@ def _hopper_machine() -> str | None:
 def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
     from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
 
+    # Pooled keys go to the portable kernel, which runs every call that passes these.
     return plan_obstacle(plan) or tensor_obstacle(q, k, v)
 
 
-def _hopper_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: BlockPlan,
-    scale: float,
-    return_lse: bool = False,
-    pooled: PooledKeys | None = None,  # its lists are empty, or `obstacle` would have said so
-) -> tuple[Tensor, Tensor | None]:
+def _hopper_pays(q: Tensor, plan: BlockPlan) -> bool:
+    from dit_accel.kernels.hopper.split_cost import split_pays
+
+    return not plan.list_kinds.pooled or split_pays(q.shape[-1], plan)
+
+
+def _hopper_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
     from dit_accel.kernels.hopper.launch import hopper_attention
 
-    return hopper_attention(q, k, v, plan, scale, return_lse)
+    return hopper_attention(*call)
 
 
 def _flex_machine() -> str | None:
@@ -151,7 +153,7 @@ def _flex_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
 
 
 BACKENDS: dict[str, Backend] = {
-    "hopper": Backend(_hopper_forward, _hopper_machine, _hopper_call),
+    "hopper": Backend(_hopper_forward, _hopper_machine, _hopper_call, _hopper_pays),
     "triton": Backend(_triton_forward, _triton_machine, _triton_call),
     "fa4": Backend(fa4_attention, fa4_missing, fa4_obstacle),
     "flex": Backend(_flex_forward, _flex_machine, _flex_call),
@@ -207,6 +209,7 @@ def available() -> dict[str, str | None]:
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str:
-    """The first eligible backend; on a GPU Hopper's or Triton, on a CPU torch."""
+    """The first eligible backend that pays; on a GPU Hopper's or Triton, on a CPU torch."""
     names = AUTOMATIC if q.is_cuda else ("torch",)
-    return next((n for n in names if eligible(n, q, k, v, plan) is None), "torch")
+    able = (n for n in names if eligible(n, q, k, v, plan) is None)
+    return next((n for n in able if BACKENDS[n].pays(q, plan)), "torch")

@@ -214,19 +214,29 @@ class BlockPlan:
         """Which kinds of entries the lists may have."""
         if self.kinds is not None:
             return self.kinds._replace(pooled=self.pooled_count is not None)
-        none = self.full_count.new_zeros(())
-        full, bare, partial, pooled = torch.stack(
-            [
-                none if count is None else count.sum(dtype=torch.int32)
-                for count in (
-                    self.full_count,
-                    self.unmasked_count,
-                    self.partial_count,
-                    self.pooled_count,
-                )
-            ]
-        ).tolist()  # one read from the device
+        full, bare, partial, pooled = self._entries
         return ListKinds(bare > 0, full > bare, partial > 0, pooled > 0)
+
+    @property
+    def visits(self) -> float:
+        """Key blocks of a list on average; at most so many where `kinds` is given.
+
+        Then the widths of the lists are taken, since to read the counts would wait for the device.
+        """
+        if self.kinds is None:
+            return (self._entries[0] + self._entries[2]) / max(1, self.full_count.numel())
+        partial = 0 if self.partial_index is None else self.partial_index.shape[-1]
+        return min(self.full_index.shape[-1] + partial, self.k_blocks.count)
+
+    @cached_property
+    def _entries(self) -> tuple[int, int, int, int]:
+        """Entries of all lists, full, of these unmasked, partial and pooled, read together."""
+        counts = (self.full_count, self.unmasked_count, self.partial_count, self.pooled_count)
+        none = self.full_count.new_zeros((), dtype=torch.int64)
+        full, bare, partial, pooled = torch.stack(
+            [none if count is None else count.sum(dtype=torch.int64) for count in counts]
+        ).tolist()
+        return full, bare, partial, pooled
 
     def launched_density(self, backend: str = "triton") -> float:
         """Launched query x key slots over Lq x Lk.
@@ -242,14 +252,10 @@ class BlockPlan:
 
     @cached_property
     def _slot_density(self) -> float:
-        visits = self.full_count.sum(dtype=torch.int64)
-        if self.partial_count is not None:
-            visits = visits + self.partial_count.sum(dtype=torch.int64)
-        keys = visits * self.block_k
-        if self.pooled_count is not None:
-            keys = keys + self.pooled_count.sum(dtype=torch.int64)
+        full, _, partial, pooled = self._entries
+        keys = (full + partial) * self.block_k + pooled
         lists = self.full_count.shape[0] * self.full_count.shape[1]
-        return int(keys) * self.block_q / (lists * self.q_length * self.k_length)
+        return keys * self.block_q / (lists * self.q_length * self.k_length)
 
     @cached_property
     def _visited_density(self) -> float:

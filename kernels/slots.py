@@ -16,8 +16,8 @@ from torch import Tensor
 from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.plan import BlockPlan, BlockTable
 
-# (q, k, v, plan, scale, return_lse) -> (out, LSE or None)
-Attend = Callable[[Tensor, Tensor, Tensor, BlockPlan, float, bool], tuple[Tensor, Tensor | None]]
+# (q, k, v, plan, scale, return_lse, perhaps pooled) -> (out, LSE or None)
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,8 @@ def slot_plan(plan: BlockPlan) -> BlockPlan:
             k_blocks=k.table,
             q_length=len(q.tokens),
             k_length=len(k.tokens),
-            covers=True,  # empty slots are never read
+            # Slots that are empty in every sample are never read.
+            covers=plan.q_blocks.lengths.shape[0] == 1,
             box=None,
             grid=None,
             video_start=0,

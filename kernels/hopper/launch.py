@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from dit_accel.kernels.hopper.forward import forward
 from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.pooling import PooledKeys
+from dit_accel.kernels.portable.forward import triton_attention
 from dit_accel.kernels.slots import attend_in_slots
+from dit_accel.kernels.split import attend_split
 from dit_accel.kernels.token_rules import TOKEN_RULES
 
 LOG2_E = 1.4426950408889634
@@ -150,8 +153,6 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
         return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
     if plan.box is None and plan.list_kinds.partial:
         return "a token rule needs blocks that are boxes of the grid"
-    if plan.list_kinds.pooled:
-        return "pooled keys"
     if plan.q_blocks.count == 0:
         return "no queries"
     if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
@@ -171,11 +172,30 @@ def broken() -> str | None:
 
 
 def hopper_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool = False,
+    pooled: PooledKeys | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
+    """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD.
+
+    The portable kernel computes pooled keys, and a merge joins them.
+    """
+    call = (q, k, v, plan, scale, return_lse)
     if plan.scattered:
-        return attend_in_slots(q, k, v, plan, scale, return_lse, hopper_attention)
+        return attend_in_slots(*call, partial(hopper_attention, pooled=pooled))
+    if pooled is not None and plan.list_kinds.pooled:
+        return attend_split(*call, pooled, _on_blocks, triton_attention)
+    return _on_blocks(*call)
+
+
+def _on_blocks(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """A plan of boxes and runs, without pooled keys."""
     batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)

@@ -13,8 +13,8 @@ import torch
 Mask = torch.Tensor
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
-# torch lists the functions that `with torch.device(...)` catches at its first use, once and for all:
-# not while `poisoned` has replaced some.
+# torch lists the functions that `with torch.device(...)` catches at its first use, and keeps the
+# list: not while `poisoned` has replaced some.
 with torch.device("cpu"):
     torch.zeros(())
 
@@ -327,5 +327,21 @@ def random_pooled(device: torch.device) -> Callable[..., tuple[Any, Any, Mask]]:
             counts.log().to(device),
         )
         return plan.validate(pooled), pooled, mask
+
+    return make
+
+
+@pytest.fixture
+def beside_pooled() -> Callable[..., tuple[torch.Tensor, ...]]:
+    """Makes one attention over tokens and pooled keys: its keys, values, mask and bias."""
+
+    def make(
+        k: torch.Tensor, v: torch.Tensor, mask: Mask, pooled: Any, seen: Mask
+    ) -> tuple[torch.Tensor, ...]:
+        logs = pooled.log_count
+        bias = torch.cat([logs.new_zeros(len(logs), k.shape[1]), logs], -1)
+        shape = [max(x, y) for x, y in zip(mask.shape[:3], seen.shape[:3], strict=True)]
+        both = torch.cat([x.expand(*shape, -1) for x in (mask, seen)], -1)
+        return torch.cat([k, pooled.key], 1), torch.cat([v, pooled.value], 1), both, bias
 
     return make

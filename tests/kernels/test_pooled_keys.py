@@ -18,17 +18,6 @@ BACKENDS = ["triton", "torch", "reference"]
 Make = Callable[..., Any]
 
 
-def together(
-    k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, pooled: PooledKeys, seen: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Keys, values, mask and bias of one attention over tokens and pooled keys."""
-    logs = pooled.log_count
-    bias = torch.cat([logs.new_zeros(len(logs), k.shape[1]), logs], -1)
-    shape = [max(x, y) for x, y in zip(mask.shape[:3], seen.shape[:3], strict=True)]
-    both = [x.expand(*shape, -1) for x in (mask, seen)]
-    return torch.cat([k, pooled.key], 1), torch.cat([v, pooled.value], 1), torch.cat(both, -1), bias
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("count", "partial"),
@@ -42,12 +31,13 @@ def test_beside_blocks(
     random_plan: Make,
     random_pooled: Make,
     assert_right: Make,
+    beside_pooled: Make,
 ) -> None:
     plan, mask = random_plan([50, 128, 97], [128, 3, 66], keep=0.4, partial=partial, seed=count)
     plan, pooled, seen = random_pooled(plan, count)
     q, k, v = qkv(275, 197)
     out = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True, pooled=pooled)
-    k, v, mask, bias = together(k, v, mask, pooled, seen)
+    k, v, mask, bias = beside_pooled(k, v, mask, pooled, seen)
     assert_right(out, q, k, v, mask, bias=bias)
 
 
@@ -65,6 +55,7 @@ def test_lists_and_counts_per_sample_and_head(
     random_plan: Make,
     random_pooled: Make,
     assert_right: Make,
+    beside_pooled: Make,
 ) -> None:
     plan, mask = random_plan([33, 64, 20], [64, 17], batch=batch, heads=heads, block=64)
     plan, pooled, seen = random_pooled(
@@ -74,7 +65,7 @@ def test_lists_and_counts_per_sample_and_head(
     result = block_sparse_attention(
         q, k, v, plan, backend=backend, return_lse=True, pooled=pooled, scale=0.2
     )
-    k, v, mask, bias = together(k, v, mask, pooled, seen)
+    k, v, mask, bias = beside_pooled(k, v, mask, pooled, seen)
     assert_right(result, q, k, v, mask, 0.2, bias)
 
 
@@ -89,6 +80,7 @@ def test_only_one_kind(
     random_plan: Make,
     random_pooled: Make,
     assert_right: Make,
+    beside_pooled: Make,
 ) -> None:
     plan, mask = random_plan([40, 128], [90], keep=blocks)
     plan, pooled, seen = random_pooled(plan, 20, keep=keep)
@@ -100,7 +92,7 @@ def test_only_one_kind(
         out = result[0] if with_lse else result
     assert torch.equal(out, result)
     result = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True, pooled=pooled)
-    k, v, mask, bias = together(k, v, mask, pooled, seen)
+    k, v, mask, bias = beside_pooled(k, v, mask, pooled, seen)
     assert_right(result, q, k, v, mask, bias=bias)
 
 
@@ -121,7 +113,12 @@ def test_keys_of_one_token_each_are_the_tokens(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_count_of_none_leaves_a_key_out(
-    backend: str, qkv: Make, random_plan: Make, random_pooled: Make, assert_right: Make
+    backend: str,
+    qkv: Make,
+    random_plan: Make,
+    random_pooled: Make,
+    assert_right: Make,
+    beside_pooled: Make,
 ) -> None:
     plan, mask = random_plan([60], [70], keep=0.0)
     plan, pooled, seen = random_pooled(plan, 9, keep=1.1)
@@ -131,7 +128,7 @@ def test_a_count_of_none_leaves_a_key_out(
     seen[..., ::2] = False
     q, k, v = qkv(60, 70)
     result = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True, pooled=pooled)
-    k, v, mask, bias = together(k, v, mask, pooled, seen)
+    k, v, mask, bias = beside_pooled(k, v, mask, pooled, seen)
     assert_right(result, q, k, v, mask, bias=bias.clamp_min(-1e3))
     everyone = replace(pooled, log_count=torch.full_like(logs, -torch.inf))
     out, lse = block_sparse_attention(

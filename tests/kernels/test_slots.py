@@ -63,3 +63,15 @@ def test_tokens_in_no_block_are_zero(qkv: Make, random_plan: Make) -> None:
     rest = plan.q_blocks.order[20:].long()
     assert (out[:, rest] == 0).all() and lse[..., rest].isneginf().all()
     assert (out != 0).any() and not out.isnan().any()
+
+
+def test_tokens_in_no_block_of_one_sample_are_zero(qkv: Make, random_plan: Make) -> None:
+    plan, _ = random_plan([70, 58], [90], keep=1.1, shuffled=False)
+    lengths = torch.tensor([[70, 58], [20, 58]], dtype=torch.int32, device=plan.device)
+    plan = replace(plan, q_blocks=replace(plan.q_blocks, lengths=lengths))
+    q, k, v = qkv(128, 90, batch=2, heads=1)
+    out, lse = attend_in_slots(q, k, v, plan, 0.1, True, torch_attention)
+    expected = torch_attention(q, k, v, plan, 0.1, True)
+    assert lse is not None and expected[1] is not None
+    assert torch.allclose(out, expected[0]) and torch.allclose(lse, expected[1])
+    assert (out[1, 20:70] == 0).all() and lse[1, :, 20:70].isneginf().all()

@@ -15,8 +15,9 @@ from dit_accel.kernels.hopper.launch import hopper_forward
 from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.plan import TokenMask
-from dit_accel.kernels.reference import dense_mask
+from dit_accel.kernels.plan import TokenMask, lists_from_mask
+from dit_accel.kernels.pooling import pooled_keys
+from dit_accel.kernels.reference import dense_mask, reference_attention
 from dit_accel.layout import TokenLayout
 
 pytestmark = [
@@ -159,6 +160,97 @@ def test_blocks_of_any_tokens(
     )
     result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
     assert_right(result, q, k, v, mask)
+
+
+POOLED = pytest.mark.parametrize("count", [1, 63, 64, 130])
+
+
+@TYPES
+@DIMS
+@POOLED
+@pytest.mark.parametrize("block_k", [128, 64])
+def test_pooled_keys_beside_runs(
+    count: int, block_k: int, dim: int, dtype: torch.dtype, qkv: Make, assert_right: Make,
+    runs_plan: Make, random_pooled: Make, beside_pooled: Make,
+) -> None:  # fmt: skip
+    """Lists per sample and head; half of them are empty, of blocks or of pooled keys."""
+    lengths, k_lengths = [17, 128, 65, 1, 127, 33], [block_k, 40, block_k, 5]
+    plan, mask = runs_plan(lengths, k_lengths, heads=4, batch=2, block_k=block_k, keep=0.2)
+    plan, pooled, seen = random_pooled(
+        plan, count, batch=2, dim=dim, dtype=dtype, keep=min(0.4, 8 / count), shared_counts=False
+    )
+    q, k, v = qkv(sum(lengths), sum(k_lengths), batch=2, heads=4, kv_heads=2, dim=dim, dtype=dtype)
+    call = {"backend": "hopper", "pooled": pooled}
+    result = block_sparse_attention(q, k, v, plan, return_lse=True, **call)
+    assert torch.equal(block_sparse_attention(q, k, v, plan, **call), result[0])
+    k, v, mask, bias = beside_pooled(k, v, mask, pooled, seen)
+    assert_right(result, q, k, v, mask, bias=bias)
+
+
+@DIMS
+@POOLED
+def test_pooled_keys_beside_blocks_of_any_tokens(
+    count: int, dim: int, qkv: Make, assert_right: Make, random_plan: Make, random_pooled: Make,
+    beside_pooled: Make,
+) -> None:  # fmt: skip
+    plan, mask = random_plan([50, 128, 97], [128, 3, 66], batch=2, heads=4, keep=0.4)
+    plan, pooled, seen = random_pooled(plan, count, batch=2, dim=dim, dtype=torch.bfloat16)
+    q, k, v = qkv(275, 197, batch=2, heads=4, kv_heads=2, dim=dim, dtype=torch.bfloat16)
+    result = block_sparse_attention(
+        q, k, v, plan, backend="hopper", return_lse=True, pooled=pooled, scale=-0.1
+    )
+    k, v, mask, bias = beside_pooled(k, v, mask, pooled, seen)
+    assert_right(result, q, k, v, mask, -0.1, bias)
+
+
+@TYPES
+@DIMS
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_pooled_keys_beside_boxes(
+    layout: TokenLayout, exact: bool, dim: int, dtype: torch.dtype, qkv: Make,
+    device: torch.device, assert_right: Make, random_pooled: Make, beside_pooled: Make,
+) -> None:  # fmt: skip
+    """With and without a token rule, and text whose length differs by sample."""
+    batch = len(layout.valid or (0,))
+    rule = pattern("neighborhood", window={"tokens": [3, 5, 7]}, tile=[2, 8, 8], exact=exact)
+    plan = rule.build(layout, device, layout_kind="boxes")
+    mask = dense_mask(plan, batch, 1)
+    plan, pooled, seen = random_pooled(plan, 40, batch=batch, dim=dim, dtype=dtype)
+    q, k, v = qkv(layout.length, batch=batch, heads=4, kv_heads=2, dim=dim, dtype=dtype)
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True, pooled=pooled)
+    k, v, mask, bias = beside_pooled(k, v, mask.cpu(), pooled, seen)
+    assert_right(result, q, k, v, mask, bias=bias)
+
+
+def test_pooled_keys_of_the_blocks_not_visited(
+    qkv: Make, device: torch.device, assert_right: Make
+) -> None:
+    """What a selector makes: each list's other blocks enter as their means; no wait for the GPU."""
+    layout = TokenLayout((8, 16, 16), after=60)
+    plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")
+    listed = torch.zeros(*plan.full_count.shape, plan.k_blocks.count + 1, device=device)
+    entries = torch.arange(plan.full_index.shape[-1], device=device) < plan.full_count[..., None]
+    places = torch.where(entries, plan.full_index, plan.k_blocks.count).long()
+    others = listed.scatter(-1, places, 1.0)[..., :-1] == 0
+    count, index, _ = lists_from_mask(others, width=plan.k_blocks.count)
+    plan = replace(plan, pooled_count=count, pooled_index=index)
+    q, k, v = qkv(layout.length, heads=4, dim=128, dtype=torch.bfloat16)
+    pooled = pooled_keys(k, v, plan.k_blocks)
+    plan.validate(pooled)
+    call = {"backend": "hopper", "pooled": pooled}
+    first = block_sparse_attention(q, k, v, plan, return_lse=True, **call)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = block_sparse_attention(q, k, v, replace(plan), return_lse=True, **call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    wanted = reference_attention(q, k, v, plan, 128**-0.5, True, pooled)
+    assert wanted[1] is not None and (first[1] - wanted[1]).abs().max() <= 2e-4
+    apart = (first[0].float() - wanted[0].float()).abs().max()
+    assert apart <= 1.6e-2 * wanted[0].float().abs().max()
 
 
 def test_slices_of_fused_projections(qkv: Make, device: torch.device, assert_right: Make) -> None:
