@@ -19,8 +19,8 @@ from dit_accel.breakeven import effort, pays
 from dit_accel.broadcast import Entry, tensors_of
 from dit_accel.compiled import slots
 from dit_accel.errors import StrictError
-from dit_accel.kernels.backends import choose, eligible, layout_kind, moves_tokens
-from dit_accel.kernels.block_sparse import Layout, block_sparse_attention
+from dit_accel.kernels.backends import BACKENDS, choose, eligible, layout_kind, moves_tokens
+from dit_accel.kernels.block_sparse import Layout, check_call
 from dit_accel.kernels.patterns import Pattern, plan_for
 from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan
@@ -34,6 +34,8 @@ COMPILED = ("hopper", "triton", "flex", "fa4")
 """Backends whose first call of a variant compiles it."""
 BREAK_EVEN = "below break-even"
 PROFILE = "profile"
+CHOICES = 128
+"""How many choices of a plan and a backend a pipeline keeps; `plan_for` keeps as many plans."""
 
 
 @dataclass
@@ -65,8 +67,9 @@ class Call:
     @property
     def flops(self) -> float:
         """Floating-point operations of the dense call."""
-        query, key, value = self.bshd()
-        return 2.0 * query[..., 0].numel() * key.shape[1] * (query.shape[-1] + value.shape[-1])
+        dim = self.query.shape[-1]
+        rows = self.query.numel() // max(1, dim)
+        return 2.0 * rows * self.lengths[1] * (dim + self.value.shape[-1])
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -220,7 +223,8 @@ def run(call: Call, site: Site) -> torch.Tensor:
         return _unplanned(call, site, reason)
     layout = forward.layout
     assert layout is not None
-    plan, backend, reason = planned(state, layout, pattern, call.bshd())
+    tensors = call.bshd()
+    plan, backend, reason = planned(state, layout, pattern, tensors)
     if reason is not None:
         return _unplanned(call, site, f"backend {backend}: {reason}")
     launched = plan.launched_density(backend)
@@ -228,7 +232,7 @@ def run(call: Call, site: Site) -> torch.Tensor:
         backend, call.query.device.type, call.flops, launched
     ):
         return _unplanned(call, site, BREAK_EVEN)
-    output = launch(state, call.query, call.key, call.value, plan, backend, call.scale, call.layout)
+    output = launch(state, *tensors, plan, backend, call.scale)
     state.recorder.count(
         site.key,
         forward.step,
@@ -237,10 +241,10 @@ def run(call: Call, site: Site) -> torch.Tensor:
         launched=launched,
         kept=plan.kept_density(),
     )
-    batch, _, heads, dim = call.bshd()[0].shape
+    batch, _, heads, dim = tensors[0].shape
     who = PlannedCall(backend, batch, heads, dim, moves_tokens(backend, plan))
     state.recorder.planned(pattern, layout, plan, who)
-    return output
+    return output if call.layout == "bshd" else output.transpose(1, 2)
 
 
 def planned(
@@ -248,10 +252,33 @@ def planned(
 ) -> tuple[BlockPlan, str, str | None]:
     """The plan of a call, the backend that shall run it, and why that one cannot (or None).
 
+    Chosen once for calls that are alike in all that a choice looks at, and kept: a step makes the
+    same few calls in every layer. Tensors are not kept.
+    """
+    key = (layout, pattern, state.settings.backend, *map(_seen, bshd))
+    chosen = state.choices.get(key)
+    if chosen is None:
+        chosen = _choose(state.settings.backend, layout, pattern, bshd)
+        if len(state.choices) >= CHOICES:
+            del state.choices[next(iter(state.choices))]
+        state.choices[key] = chosen
+    return chosen
+
+
+def _seen(x: torch.Tensor) -> tuple[Any, ...]:
+    """All that a choice looks at in a tensor; bulk copies begin at multiples of 16 bytes."""
+    return x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16
+
+
+def _choose(
+    wanted: str | None, layout: TokenLayout, pattern: Pattern, bshd: Tensors
+) -> tuple[BlockPlan, str, str | None]:
+    """See `planned`.
+
     Boxes that hardware copies may fit a grid badly: then tiles of any shape are the cheaper plan,
     although their tokens must be moved, or gathered by a slower kernel.
     """
-    device, heads, wanted = bshd[0].device, bshd[0].shape[2], state.settings.backend
+    device, heads = bshd[0].device, bshd[0].shape[2]
     kind = layout_kind(*bshd, wanted)
     plan = plan_for(layout, pattern, device, heads, kind)
     backend = wanted or choose(*bshd, plan)
@@ -260,7 +287,10 @@ def planned(
         rival = choose(*bshd, other)
         if effort(rival, device.type, other) < effort(backend, device.type, plan):
             plan, backend = other, rival
-    return plan, backend, eligible(backend, *bshd, plan)
+    reason = eligible(backend, *bshd, plan)
+    if reason is None:
+        check_call(*bshd, plan)
+    return plan, backend, reason
 
 
 def launch(
@@ -271,17 +301,16 @@ def launch(
     plan: BlockPlan,
     backend: str,
     scale: float | None = None,
-    layout: Layout = "bshd",
 ) -> torch.Tensor:
-    """Run a plan under the clock; a call that compiles its kernel is timed apart."""
+    """Run a choice of `planned` under the clock; a call that compiles its kernel is timed apart."""
     variant = (backend, query.dtype, query.shape[-1], plan.block_q, plan.block_k, plan.list_kinds)
     first = backend in COMPILED and variant not in state.warm
     state.warm.add(variant)
     timer = state.recorder.compilation if first else state.recorder.attention
     with timer(query.device):
-        return block_sparse_attention(
-            query, key, value, plan, scale=scale, backend=backend, layout=layout
-        )
+        # What `block_sparse_attention` would check, `planned` has.
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return BACKENDS[backend].forward(query, key, value, plan, scale, False, None)[0]
 
 
 def _obstacle(call: Call, site: Site) -> str | None:
@@ -298,7 +327,8 @@ def _obstacle(call: Call, site: Site) -> str | None:
         return "dropout" if call.dropout else "causal"
     if call.parallel:
         return "context parallel"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.bshd()):
+    tensors = (call.query, call.key, call.value)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "gradients are needed"
     return None
 

@@ -84,6 +84,7 @@ class RunState:
     expert: str = ""
     context: tuple[str, Mapping[str, Any]] | None = None
     warm: set[Any] = field(default_factory=set)
+    choices: dict[Any, Any] = field(default_factory=dict)
     _calls: dict[tuple[str, int], int] = field(default_factory=dict)
     _layouts: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 

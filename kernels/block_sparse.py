@@ -83,7 +83,7 @@ def block_sparse_attention(
             raise DitAccelError(f"{name}: expected four dimensions, got {tuple(tensor.shape)}.")
     if layout == "bhsd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    _check(q, k, v, plan)
+    check_call(q, k, v, plan)
     _check_pooled(q, k, plan, pooled)
     chosen = choose(q, k, v, plan) if backend is None else backend
     reason = eligible(chosen, q, k, v, plan)
@@ -96,7 +96,8 @@ def block_sparse_attention(
     return out if lse is None else (out, lse)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
+def check_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
+    """DitAccelError unless tensors in BSHD fit together and the plan."""
     batch, length, heads, dim = q.shape
     for name, tensor, expected in (
         ("q", q, (batch, plan.q_length, heads, dim)),
