@@ -17,16 +17,26 @@ import argparse
 import csv
 import dataclasses
 import json
+import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from planner_cases import FULL, HEAD_DIMS, TINY, Job, check_jobs, round_jobs
-from planner_times import Bench, copy_gbs, linear_tflops, proven
+from planner_cases import (
+    FULL,
+    HEAD_DIMS,
+    TINY,
+    Job,
+    check_jobs,
+    dense_calls,
+    name_of,
+    round_jobs,
+)
+from planner_times import Bench, measure_machine, proven
 
 from dit_accel.bench.machine import machine
 from dit_accel.breakeven import effort
@@ -38,16 +48,14 @@ from dit_accel.planner.costs import (
     TABLES,
     Constants,
     CostTable,
-    cost_table,
     gpu_key,
     kernel_of,
+    parse_table,
 )
-from dit_accel.planner.fit import Sample, fit
+from dit_accel.planner.fit import Sample, errors, fit
 from dit_accel.planner.forecast import describe
-from dit_accel.planner.models import at_grid
+from dit_accel.planner.models import Subject
 
-RAGGED = 72
-"""Dense calls are also timed so many tokens shorter: no kernel's blocks divide them."""
 SHARED = {"hopper mixed": ("launch", "row"), "triton gathered": ("launch",)}
 """Constants that another kernel of a backend has in common with its first one."""
 WITHIN = 0.15
@@ -72,31 +80,40 @@ def main() -> None:
         torch.bfloat16 if cuda else torch.float32,
         TINY if options.tiny else FULL,
         options.repeats,
-        options.replay is not None,
     )
     here = machine(device)
     if options.replay:
         kept = json.loads(options.replay.read_text("utf-8"))
         bench.known.update(kept["times"])
+        bench.clocks.update(kept.get("clocks_mhz", {}))
         here = dataclasses.replace(here, **kept["machine"])
     path = options.table or TABLES / f"{gpu_key(here.machine)}.csv"
     began = time.perf_counter()
     rounds = [] if options.check else round_jobs(bench.sizes, bench.backends)
+    dense = [] if options.check else dense_calls(bench.sizes)
     pairs = check_jobs(bench.backends, options.tiny)
+    common = {k: getattr(here, k) for k in ("machine", "torch", "triton", "commit", "date")}
     if options.replay:
         ready = {job for job in (*rounds, *pairs) if job.name in bench.known}
+        dense = [call for call in dense if name_of(call) in bench.known]
     else:
         workers = min(options.workers, 2) if options.tiny else options.workers
         ready = set(proven(bench, [*rounds, *pairs], workers))
         print(f"{len(ready)} calls proven in {time.perf_counter() - began:.0f} s", flush=True)
+        measured(bench, ready, {*dense, *(job.call for job in pairs)})
+        print(f"timed after {time.perf_counter() - began:.0f} s", flush=True)
+    if options.times:
+        kept = {"machine": common, "times": bench.known, "clocks_mhz": bench.clocks}
+        options.times.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     if not options.check:
-        table = calibrated(bench, gpu_key(here.machine), [job for job in rounds if job in ready])
+        own = [job for job in rounds if job in ready]
+        table = calibrated(bench, gpu_key(here.machine), own, dense)
         write_table(path, table, f"samples/measure_planner.py at {here.commit}")
         print(f"{path} after {time.perf_counter() - began:.0f} s", flush=True)
-    found = cost_table(path.stem, path.parent)
-    if found is None:
+    if not path.is_file():
         raise SystemExit(f"there is no table {path}: run without --check first")
-    common = {k: getattr(here, k) for k in ("machine", "torch", "triton", "commit", "date")}
+    with path.open(encoding="utf-8", newline="") as file:
+        found = parse_table(path.stem, csv.DictReader(file))
     rows = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as file:
@@ -109,9 +126,6 @@ def main() -> None:
             file.flush()
             rows.append(row)
             print(row, flush=True)
-    if options.times:
-        kept = {"machine": common, "times": bench.known}
-        options.times.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     summary(rows)
     print(f"{time.perf_counter() - began:.0f} s in all")
 
@@ -133,20 +147,22 @@ def summary(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
+def measured(bench: Bench, jobs: Iterable[Job], dense: Iterable[Subject]) -> None:
+    """Time everything, in an order of chance: whatever drifts hits round calls and pairs alike."""
+    measure_machine(bench)
+    calls: list[Job | Subject] = [*dict.fromkeys(jobs), *dict.fromkeys(dense)]
+    calls.sort(key=name_of)
+    random.Random(0).shuffle(calls)
+    bench.time(calls)
+
+
+def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job], dense: Sequence[Subject]) -> CostTable:
     """Constants of every backend and head_dim, fitted to calls of round sizes."""
-    cuda = bench.device.type == "cuda"
-    programs = int(
-        bench.once(
-            "programs",
-            lambda: (
-                torch.cuda.get_device_properties(bench.device).multi_processor_count if cuda else 1
-            ),
-        )
-    )
     constants: dict[tuple[str, int], Constants] = {}
+    programs = int(bench.ms("programs"))
     for dim in HEAD_DIMS:
-        constants[DENSE, dim] = fit(list(dense_samples(bench, dim)), programs)
+        own = [dense_sample(bench, call) for call in dense if call.head_dim == dim]
+        constants[DENSE, dim] = fit(own, programs)
         kernels: dict[str, list[Sample]] = {}
         for job in jobs:
             if job.call.head_dim == dim:
@@ -154,40 +170,35 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job]) -> CostTable:
                 name = kernel_of(job.backend, plan, moved=moves_tokens(job.backend, plan))
                 kernels.setdefault(name, []).append(sample(bench, job))
         for name in sorted(kernels):  # a backend's own name before those of its other kernels
-            samples, own = kernels[name], constants.get((name.split()[0], dim))
-            given = {key: getattr(own, key) for key in SHARED.get(name, ())} if own else {}
+            samples, first = kernels[name], constants.get((name.split()[0], dim))
+            given = {key: getattr(first, key) for key in SHARED.get(name, ())} if first else {}
             constants[name, dim] = fit(samples, programs, given)
-            print(name, dim, len(samples), constants[name, dim], flush=True)
-    linear = bench.once("linear_tflops", lambda: linear_tflops(bench))
-    return CostTable(
-        gpu, constants, programs, linear, bench.once("copy_gbs", lambda: copy_gbs(bench))
-    )
+            off = statistics.fmean(abs(e) for e in errors(samples, constants[name, dim], programs))
+            print(f"{name} {dim}: {len(samples)} calls, off by {off:.1%} {constants[name, dim]}")
+    return CostTable(gpu, constants, programs, bench.ms("linear_tflops"), bench.ms("copy_gbs"))
 
 
-def dense_samples(bench: Bench, dim: int) -> Iterator[Sample]:
-    """Dense calls of round lengths."""
-    for length in (*bench.sizes.lengths, *(n - RAGGED for n in bench.sizes.lengths)):
-        for heads in bench.sizes.heads:
-            call = at_grid((1, 1, length), heads, dim)
-            yield Sample(bench.dense(call), 1, heads, length)
+def dense_sample(bench: Bench, call: Subject) -> Sample:
+    """A timed dense call."""
+    return Sample(bench.ms(name_of(call)), 1, call.heads, call.layout.length)
 
 
 def sample(bench: Bench, job: Job) -> Sample:
     """A timed job."""
-    ms, plan = bench.sparse(job)
-    return Sample(ms, 1, job.call.heads, job.call.layout.length, plan)
+    plan = bench.plan(job)
+    return Sample(bench.ms(job.name), 1, job.call.heads, job.call.layout.length, plan, job.backend)
 
 
 def compared(bench: Bench, table: CostTable, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     """Measured and predicted milliseconds of each job on a backend of the table."""
-    dense_ms = {call: bench.dense(call) for call in dict.fromkeys(job.call for job in jobs)}
+    dense_ms = {call: bench.ms(name_of(call)) for call in dict.fromkeys(job.call for job in jobs)}
     for job in jobs:
         if job.backend not in table.backends:
             continue
         call = job.call
         pair = [other for other in jobs if (other.call, other.rule) == (call, job.rule)]
         length, heads, dim = call.layout.length, call.heads, call.head_dim
-        ms, plan = bench.sparse(job)
+        ms, plan = bench.ms(job.name), bench.plan(job)
         moved = moves_tokens(job.backend, plan)
         predicted = table.sparse_ms(plan, job.backend, 1, heads, dim, moved=moved)
         yield {
@@ -207,6 +218,7 @@ def compared(bench: Bench, table: CostTable, jobs: Sequence[Job]) -> Iterator[di
             "measured_ms": round(ms, 4),
             "predicted_ms": round(predicted, 4),
             "error": round(predicted / ms - 1, 4),
+            "clock_mhz": round(bench.clocks[job.name]) if job.name in bench.clocks else "",
         }
 
 
@@ -217,8 +229,8 @@ def chosen(bench: Bench, jobs: Sequence[Job]) -> Job:
     """
     first = {job.kind: job for job in reversed(jobs)}
 
-    gpu = "cuda" if bench.replayed else bench.device.type
-    return min(first.values(), key=lambda job: effort(job.backend, gpu, bench.plan(job)))
+    device = "cpu" if jobs[0].backend == "torch" else "cuda"  # a replay's plans are on a CPU
+    return min(first.values(), key=lambda job: effort(job.backend, device, bench.plan(job)))
 
 
 def write_table(path: Path, table: CostTable, source: str) -> None:

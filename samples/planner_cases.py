@@ -16,6 +16,8 @@ from dit_accel.planner.forecast import describe
 from dit_accel.planner.models import Subject, at_grid, subject
 
 HEAD_DIMS = (64, 128)
+RAGGED = 72
+"""Tokens that ragged dense calls are shorter."""
 RULES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sliding_tile", {"window": {"fraction": [0.6, 0.5, 0.5]}}),
     ("sliding_tile", {"window": {"fraction": [1.0, 0.3, 0.3]}}),
@@ -44,28 +46,33 @@ TINY_GRID = (3, 7, 9)
 """What the pairs' grids are cut to, to try the script on a CPU."""
 
 
+def name_of(call: Job | Subject) -> str:
+    """What the time of a sparse or a dense call is kept under."""
+    return call.name if isinstance(call, Job) else f"{called(call)} dense"
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large the round calls are.
 
-    lengths: of calls without a grid. grids: with their text tokens; boxes and tiles do not divide
-    them all, so that short blocks are there. heads: few and many; grids are called with many.
+    lengths: tokens and heads of calls without a grid. grids: with their text tokens; boxes and
+    tiles do not divide them all, so that short blocks are there. heads: of calls with a grid.
     """
 
-    lengths: tuple[int, ...]
+    lengths: tuple[tuple[int, int], ...]
     grids: tuple[tuple[tuple[int, int, int], int], ...]
-    heads: tuple[int, ...]
+    heads: int
 
 
 FULL = Sizes(
-    (4096, 8192, 16384, 32768),
+    ((4096, 4), (4096, 16), (8192, 4), (8192, 16), (16384, 16), (32768, 16), (65536, 16)),
     (
         ((12, 32, 40), 0), ((16, 45, 53), 0), ((5, 30, 44), 0), ((5, 64, 96), 256),
-        ((3, 40, 45), 226),
+        ((3, 40, 45), 226), ((13, 34, 46), 200), ((21, 46, 62), 320),
     ),
-    (4, 16),
+    16,
 )  # fmt: skip
-TINY = Sizes((128, 192), (((3, 6, 9), 0), ((4, 5, 11), 7)), (1, 2))
+TINY = Sizes(((128, 1), (128, 2), (192, 2)), (((3, 6, 9), 0), ((4, 5, 11), 7)), 2)
 
 
 @dataclass(frozen=True)
@@ -92,18 +99,33 @@ def called(call: Subject) -> str:
     return f"{grid} +{layout.before} +{layout.after} H{call.heads} D{call.head_dim}"
 
 
+def round_call(size: tuple[int, int], dim: int, shorter: int = 0) -> Subject:
+    """A call without a grid, of so many tokens and heads."""
+    length, heads = size
+    return at_grid((1, 1, length - shorter), heads, dim)
+
+
 def round_jobs(sizes: Sizes, backends: Sequence[str]) -> list[Job]:
     """Whole blocks alone, then patterns with short and masked blocks."""
     found = []
     for dim in HEAD_DIMS:
-        calls = [(at_grid((1, 1, n), heads, dim), pattern("full"))
-                 for n in sizes.lengths for heads in sizes.heads]  # fmt: skip
+        calls = [(round_call(size, dim), pattern("full")) for size in sizes.lengths]
         for grid, text in sizes.grids:
-            call = at_grid(grid, sizes.heads[-1], dim)
+            call = at_grid(grid, sizes.heads, dim)
             call = dataclasses.replace(call, layout=TokenLayout(grid, after=text))
             calls += [(call, pattern(name, **kw)) for name, kw in RULES]
         found += [Job(*call, name, LAYOUT_KINDS[name][0]) for name in backends for call in calls]
     return found
+
+
+def dense_calls(sizes: Sizes) -> list[Subject]:
+    """Dense calls of round lengths, and of some that no kernel's blocks divide."""
+    return [
+        round_call(size, dim, shorter)
+        for dim in HEAD_DIMS
+        for shorter in (0, RAGGED)
+        for size in sizes.lengths
+    ]
 
 
 def check_jobs(backends: Sequence[str], tiny: bool) -> list[Job]:

@@ -1,16 +1,24 @@
-"""The GPU that samples/measure_planner.py measures: calls are proven here, and timed."""
+"""The GPU that samples/measure_planner.py measures: calls are proven here, and timed.
+
+A GPU at its power limit runs at a lower clock than one that has just begun to work, and comes to
+either within a second or so. In a model it never rests: neither does it here. While the host makes
+a call ready, matrix products run; the call is timed right behind them, and the clock right behind
+the call.
+"""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
-import time
+import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
-from planner_cases import Job, Sizes, called, spread
+from planner_cases import Job, Sizes, name_of, round_call, spread
 
 from dit_accel.bench import dense
 from dit_accel.bench.cases import Case, make_inputs
@@ -20,15 +28,56 @@ from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.planner.models import Subject, at_grid
+from dit_accel.planner.models import Subject
 
 STOCK = ("cudnn", "fa2", "sdpa")
 """Dense kernels that come with torch."""
+MIDDLING = -3
+"""Which of the round lengths tells the fastest of them."""
 LONG = 5e13
 """Floating-point operations after which a call is not repeated again, past LEAST times."""
 LEAST = 3
-HEAT_S = 0.12
-"""Seconds of work before a call is timed: in a model a GPU is as hot, and so as slow, as then."""
+SOAK_MS, LOAD_MS, HEAD_MS = 1000.0, 30.0, 20.0
+"""Matrix products before the first call is timed, while one gets its inputs, and right before it:
+the last ones give the host time to queue the calls that are timed."""
+OWN, OWN_FLOPS = 8, 1.5e13
+"""Calls that follow untimed, at most, and floating-point operations after which there are no more.
+"""
+PRODUCT = 4096
+"""Rows and columns of a matrix product: small, so that what a plan needs gets in between."""
+CLOCK_CYCLES = 2_000_000
+"""How long the clock is watched: about a millisecond."""
+
+
+class Load:
+    """Matrix products that keep a GPU at work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.device = device
+        self.left, self.right = (
+            torch.randn(PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16) for _ in range(2)
+        )
+        self.out = torch.empty_like(self.left)
+        self.each_ms = measure(self._multiply, device).median_ms
+        self.beside(SOAK_MS)
+
+    def beside(self, ms: float) -> None:
+        """Begin so much work beside what else is done."""
+        with torch.cuda.stream(self.stream):
+            self._queue(ms)
+
+    def end(self, ms: float) -> None:
+        """Let what runs beside end, and queue so much work behind it."""
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        self._queue(ms)
+
+    def _queue(self, ms: float) -> None:
+        for _ in range(math.ceil(ms / self.each_ms)):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        torch.mm(self.left, self.right, out=self.out)
 
 
 @dataclass(frozen=True)
@@ -36,15 +85,16 @@ class Bench:
     """Where calls are timed, and how large the round ones are.
 
     known: what was measured, by name: milliseconds of calls, and what is known of the GPU.
-    replayed: whether nothing may be measured that is not known.
+    clocks: MHz of the GPU right after a call. plans: those made so far.
     """
 
     device: torch.device
     dtype: torch.dtype
     sizes: Sizes
     repeats: int
-    replayed: bool
     known: dict[str, float] = field(default_factory=dict, compare=False)
+    clocks: dict[str, float] = field(default_factory=dict, compare=False)
+    plans: dict[Job, BlockPlan] = field(default_factory=dict, compare=False)
 
     @property
     def backends(self) -> list[str]:
@@ -56,7 +106,10 @@ class Bench:
         return make_inputs(case, self.dtype, self.device)
 
     def plan(self, job: Job) -> BlockPlan:
-        return plan_for(job.call.layout, job.rule, self.device, job.call.heads, job.kind)
+        if job not in self.plans:
+            call = job.call
+            self.plans[job] = plan_for(call.layout, job.rule, self.device, call.heads, job.kind)
+        return self.plans[job]
 
     def prove(self, job: Job) -> str | None:
         """What is wrong with a job's result, "" where nothing is; None where it cannot run.
@@ -73,45 +126,60 @@ class Bench:
         )
         return prove(out, expected_rows(*inputs, plan)).why
 
-    def sparse(self, job: Job) -> tuple[float, BlockPlan]:
-        """Milliseconds and plan of a proven job."""
-        plan = self.plan(job)
-
-        def measured() -> float:
-            given = Rotation(self.inputs(job.call))
-            density = plan.launched_density(job.backend)
-            return self.hot(
-                lambda: block_sparse_attention(*given(), plan, backend=job.backend),
-                self.times(density * job.call.attention_flops),
-            )
-
-        return self.once(job.name, measured), plan
-
-    def dense(self, call: Subject) -> float:
-        """Milliseconds of the fastest of torch's dense kernels."""
-
-        def measured() -> float:
-            given = Rotation(self.inputs(call))
-            run = fastest_dense(self, call.head_dim).run
-            return self.hot(lambda: run(*given()), self.times(call.attention_flops))
-
-        return self.once(f"{called(call)} dense", measured)
-
-    def once(self, name: str, measured: Callable[[], float]) -> float:
-        """A measurement, made where it is not known yet; SystemExit for a replay that lacks it."""
+    def ms(self, name: str) -> float:
+        """What is known by a name; SystemExit where it was not measured."""
         if name not in self.known:
-            if self.replayed:
-                raise SystemExit(f"the replayed file has no time of {name}")
-            self.known[name] = measured()
+            raise SystemExit(f"there is no time of {name}")
         return self.known[name]
 
-    def hot(self, call: Callable[[], object], times: int) -> float:
-        """Milliseconds of a call on a GPU that has been at it for a while."""
-        end = time.perf_counter() + (HEAT_S if self.device.type == "cuda" else 0.0)
-        while time.perf_counter() < end:
-            call()
-            torch.cuda.synchronize(self.device)
-        return measure(call, self.device, times, warmup=1).median_ms
+    def runner(self, call: Job | Subject) -> Callable[[], object]:
+        """Makes a sparse or a dense call, with inputs of its own."""
+        if isinstance(call, Job):
+            plan, backend = self.plan(call), call.backend
+            given = Rotation(self.inputs(call.call))
+            return lambda: block_sparse_attention(*given(), plan, backend=backend)
+        given = Rotation(self.inputs(call))
+        run = fastest_dense(self, call.head_dim).run
+        return lambda: run(*given())
+
+    def flops(self, call: Job | Subject) -> float:
+        """Floating-point operations of a call; masks are not counted."""
+        if isinstance(call, Job):
+            density = self.plan(call).launched_density(call.backend)
+            return density * call.call.attention_flops
+        return call.attention_flops
+
+    def time(self, calls: Sequence[Job | Subject]) -> None:
+        """Time calls, in this order."""
+        cuda = self.device.type == "cuda"
+        for call in calls:  # once before: kernels are loaded, plans and lists made
+            self.runner(call)()
+        load = Load(self.device) if cuda else None
+        for call in calls:
+            if load is None:
+                run, times = self.runner(call), self.times(self.flops(call))
+                self.known[name_of(call)] = measure(run, self.device, times, warmup=1).median_ms
+            else:
+                load.beside(LOAD_MS)
+                name = name_of(call)
+                self.known[name], self.clocks[name] = self.hot(call, load)
+
+    def hot(self, call: Job | Subject, load: Load) -> tuple[float, float]:
+        """Milliseconds of a call on a GPU that has been at work for a while; MHz right after it."""
+        run, flops = self.runner(call), self.flops(call)
+        load.end(HEAD_MS)
+        for _ in range(min(OWN, math.ceil(OWN_FLOPS / flops))):
+            run()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(self.times(flops) + 2)]
+        marks[0].record()
+        for mark in marks[1:-1]:
+            run()
+            mark.record()
+        torch.cuda._sleep(CLOCK_CYCLES)
+        marks[-1].record()
+        torch.cuda.synchronize(self.device)
+        spent = [begin.elapsed_time(end) for begin, end in pairwise(marks)]
+        return statistics.median(spent[:-1]), CLOCK_CYCLES / spent[-1] / 1e3
 
     def times(self, flops: float) -> int:
         """How often a call is timed: a long one less, its times scatter little."""
@@ -121,9 +189,7 @@ class Bench:
 @lru_cache
 def fastest_dense(bench: Bench, dim: int) -> dense.DenseKernel:
     """The fastest of torch's dense kernels for a head_dim, on a call of middling length."""
-    given = Rotation(
-        bench.inputs(at_grid((1, 1, bench.sizes.lengths[1]), bench.sizes.heads[-1], dim))
-    )
+    given = Rotation(bench.inputs(round_call(bench.sizes.lengths[MIDDLING], dim)))
     kernels = [kernel for kernel in dense.present(bench.device)[0] if kernel.name in STOCK]
     return min(kernels, key=lambda k: measure(lambda: k.run(*given()), bench.device, 5).median_ms)
 
@@ -144,9 +210,19 @@ def proven(bench: Bench, jobs: Sequence[Job], workers: int) -> list[Job]:
     return [job for job, why in results if why is not None]
 
 
+def measure_machine(bench: Bench) -> None:
+    """What is known of the GPU besides its calls: programs that run at a time, and its rates."""
+    cuda = bench.device.type == "cuda"
+    properties = torch.cuda.get_device_properties(bench.device) if cuda else None
+    bench.known["programs"] = properties.multi_processor_count if properties else 1
+    bench.known["linear_tflops"] = linear_tflops(bench)
+    bench.known["copy_gbs"] = copy_gbs(bench)
+
+
 def linear_tflops(bench: Bench) -> float:
     """Of a feed-forward layer as wide as Wan 14B's."""
-    tokens, width, inner = (32768, 5120, 13824) if bench.device.type == "cuda" else (256, 256, 512)
+    cuda = bench.device.type == "cuda"
+    tokens, width, inner = (32768, 5120, 13824) if cuda else (256, 256, 512)
     x = torch.randn(tokens, width, device=bench.device, dtype=bench.dtype)
     weight = torch.randn(inner, width, device=bench.device, dtype=bench.dtype)
     ms = measure(lambda: torch.nn.functional.linear(x, weight), bench.device).median_ms

@@ -2,8 +2,8 @@
 
 A sparse call is a list of items, one for each query block of each head: an item takes `row` plus,
 for each key block that it visits, `whole`, `short` or `partial` (no mask, a length mask, the token
-rule). Items are dealt to the GPU's `programs`, longest first; the call takes `launch` plus what the
-busiest program has. A dense call visits every pair of blocks; `short` is its price of one where
+rule). Items are dealt to the GPU's `programs` (see `work`); the call takes `launch` plus what the
+busiest one has. A dense call visits every pair of blocks; `short` is its price of one where
 the length is no multiple of a block.
 
 The same backend runs other kernels, with constants of their own, for blocks that are gathered
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.geometry.tile_choice import BLOCK_EFFICIENCY
 from dit_accel.kernels.plan import BlockPlan, TokenMask
+from dit_accel.planner.work import FULL_BLOCK, work_of
 
 TABLES = Path(__file__).parent / "tables"
 COLUMNS = ("backend", "head_dim", "constant", "value", "unit", "source")
@@ -33,7 +33,6 @@ STAND_INS = {"h100": "h200"}
 """GPUs whose numbers another one's table gives: the same kernels on as many multiprocessors."""
 DENSE = "dense"
 MACHINE = "machine"
-FULL_BLOCK = 128
 MOVING = 8
 """Passes over a tensor's elements that moving query, key, value and output takes."""
 
@@ -51,6 +50,11 @@ class Constants:
     short: float
     partial: float
     rules: Mapping[str, float] = field(default_factory=dict)
+
+    def prices(self, mask: TokenMask | None) -> np.ndarray:
+        """Of each of `work.PARTS` under a token rule."""
+        masked = self.partial if mask is None else masked_price(self, mask)
+        return np.array([self.row, self.whole, self.short, masked])
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,9 @@ class CostTable:
         moving = 0.0
         if moved:
             moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.q_length)
-        busy = busiest(items(plan, known, batch, heads), self.programs)
-        return moving + (known.launch + busy) / 1e6
+        prices = known.prices(plan.token_mask)
+        busy = work_of(plan, backend, batch, heads, self.programs).busiest(prices, self.programs)
+        return moving + (known.launch + float(prices @ busy)) / 1e6
 
     def linear_ms(self, weights: float, tokens: int) -> float:
         """Predicted milliseconds of linear layers with so many weights over so many tokens."""
@@ -144,47 +149,12 @@ def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
     return backend
 
 
-def items(plan: BlockPlan, known: Constants, batch: int, heads: int) -> np.ndarray:
-    """Nanoseconds of every item of a call."""
-    whole, short, partial = list_visits(plan)
-    masked = known.partial if plan.token_mask is None else masked_price(known, plan.token_mask)
-    area = area_of(plan)
-    row = known.row * plan.block_q / FULL_BLOCK
-    work = row + area * (known.whole * whole + known.short * short + masked * partial)
-    samples, groups, _ = work.shape
-    return np.tile(work.ravel(), (batch // samples) * (heads // groups))
-
-
-def area_of(plan: BlockPlan) -> float:
-    """Slots of a visit over those of 128 x 128, with what small blocks lose."""
-    lost = min(BLOCK_EFFICIENCY.get(size, 1.0) for size in (plan.block_q, plan.block_k))
-    return plan.block_q * plan.block_k / FULL_BLOCK**2 / lost
-
-
 def masked_price(known: Constants, mask: TokenMask) -> float:
     """Nanoseconds of a partial visit; of two rules, both masks' share over a whole one."""
     if mask.label in known.rules:
         return known.rules[mask.label]
     prices = [known.rules.get(name, known.partial) for name, _ in mask.rules]
     return max(max(prices), sum(prices) - known.whole * (len(prices) - 1))
-
-
-def list_visits(plan: BlockPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(whole, short, partial) visits of every list, float [Bp, Hp, NQ] each."""
-    full = plan.full_count
-    none = torch.zeros_like(full)
-    bare = none if plan.unmasked_count is None else plan.unmasked_count
-    partial = none if plan.partial_count is None else plan.partial_count
-    whole, rest, masked = (x.cpu().numpy().astype(float) for x in (bare, full - bare, partial))
-    return whole, rest, masked
-
-
-def busiest(work: np.ndarray, programs: int) -> float:
-    """What the busiest program has when items are dealt longest first, to and fro."""
-    longest_first = np.sort(work)[::-1]
-    padded = np.pad(longest_first, (0, -len(work) % (2 * programs)))
-    turns = padded.reshape(-1, 2, programs)
-    return float((turns[:, 0] + turns[:, 1, ::-1]).sum(0).max())
 
 
 def gpu_key(name: str) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.planner.costs import FULL_BLOCK, Constants, area_of, busiest, list_visits
+from dit_accel.planner.costs import Constants
+from dit_accel.planner.work import FULL_BLOCK, PARTS, Work, work_of
 
-ROUNDS = 3
+ROUNDS = 5
 """The busiest program depends a little on the constants: each round takes the last ones."""
 SHORT = 1.2
 """Price of a visit under a length mask, over a whole one, where it was not measured."""
@@ -20,13 +21,29 @@ SEEN = 0.05
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured call: its plan, batch, heads and milliseconds; a dense call has no plan."""
+    """A measured call: milliseconds, sizes, plan and backend; a dense call has none of these."""
 
     ms: float
     batch: int
     heads: int
     length: int
     plan: BlockPlan | None = None
+    backend: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The label of the plan's token rule, "" where it has none."""
+        mask = None if self.plan is None else self.plan.token_mask
+        return "" if mask is None else mask.label
+
+    def work(self, programs: int) -> Work:
+        """Its items; a dense call is dealt evenly, its blocks cut anywhere."""
+        if self.plan is not None:
+            return work_of(self.plan, self.backend, self.batch, self.heads, programs)
+        blocks = self.length / FULL_BLOCK
+        visits = (0.0, blocks) if self.length % FULL_BLOCK else (blocks, 0.0)
+        each = np.array([[1.0, *visits, 0.0]]) * self.batch * self.heads * blocks / programs
+        return Work(each, 1, np.zeros(1, int))
 
 
 def fit(
@@ -39,12 +56,19 @@ def fit(
     taken for whole ones. Then a masked visit costs what the dearest other one does, and a length
     mask what it usually does. Rules that a plan's token mask names get a `partial` of their own.
     """
-    rules = sorted({name for sample in samples if (name := _rule(sample))})
-    columns = ["launch", "row", "whole", "short", *rules]
+    rules = sorted({sample.rule for sample in samples} - {""})
+    columns = ["launch", *PARTS[:-1], *rules]
     found = np.ones(len(columns))
     times = np.array([sample.ms * 1e6 for sample in samples])
+    works = [sample.work(programs) for sample in samples]
     for _ in range(ROUNDS):
-        features = np.stack([_features(s, rules, found, programs) for s in samples])
+        features = np.zeros((len(samples), len(columns)))
+        for line, sample, work in zip(features, samples, works, strict=True):
+            own = columns.index(sample.rule) if sample.rule else 0
+            parts = work.busiest(np.append(found[1:4], found[own]), programs)
+            line[:4] = 1.0, *parts[:3]
+            if own:
+                line[own] = parts[3]
         visits = features[:, 2:]
         part = (visits / visits.sum(1, keepdims=True)).max(0)
         for column in np.flatnonzero(part < SEEN).tolist():
@@ -56,6 +80,8 @@ def fit(
             target -= value * features[:, place] / times
             features[:, place] = 0
         found = _non_negative(features / times[:, None], target)
+        for name, value in (given or {}).items():
+            found[columns.index(name)] = value
     known = dict(zip(columns, found.tolist(), strict=True))
     seen = dict(zip(columns, (features > 0).sum(0).tolist(), strict=True))
     dearest = max(known[name] for name in columns[2:] if seen[name])
@@ -66,30 +92,14 @@ def fit(
     return Constants(known["launch"], known["row"], known["whole"], short, partial, masks)
 
 
-def _rule(sample: Sample) -> str:
-    mask = None if sample.plan is None else sample.plan.token_mask
-    return "" if mask is None else mask.label
-
-
-def _features(sample: Sample, rules: Sequence[str], known: np.ndarray, programs: int) -> np.ndarray:
-    """What each constant is multiplied by: 1, then rows and visits of the busiest program."""
-    if sample.plan is None:
-        blocks = sample.length / FULL_BLOCK
-        rows = sample.batch * sample.heads * blocks / programs
-        visits = (0.0, rows * blocks) if sample.length % FULL_BLOCK else (rows * blocks, 0.0)
-        return np.array([1.0, rows, *visits, *(0.0 for _ in rules)])
-    plan = sample.plan
-    area = area_of(plan)
-    whole, short, partial = (area * visits for visits in list_visits(plan))
-    masks = [partial * (rule == _rule(sample)) for rule in rules]
-    row = np.full_like(whole, plan.block_q / FULL_BLOCK)
-    parts = [row, whole, short, *masks]
-    shared = (sample.batch // whole.shape[0]) * (sample.heads // whole.shape[1])
-    work = sum(price * part for price, part in zip(known[1:], parts, strict=True))
-    items = np.tile(np.ravel(work), shared)
-    # The busiest program has this many times the mean.
-    share = busiest(items, programs) / max(items.sum(), 1e-9)
-    return np.array([1.0, *(share * shared * part.sum() for part in parts)])
+def errors(samples: Sequence[Sample], known: Constants, programs: int) -> list[float]:
+    """Relative errors of what constants tell of the samples' times."""
+    found = []
+    for sample in samples:
+        prices = known.prices(None if sample.plan is None else sample.plan.token_mask)
+        spent = known.launch + prices @ sample.work(programs).busiest(prices, programs)
+        found.append(float(spent) / 1e6 / sample.ms - 1)
+    return found
 
 
 def _non_negative(features: np.ndarray, target: np.ndarray) -> np.ndarray:

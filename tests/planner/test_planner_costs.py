@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
@@ -20,14 +21,13 @@ from dit_accel.planner.costs import (
     COLUMNS,
     TABLES,
     Constants,
-    busiest,
     cost_table,
     gpu_key,
-    items,
     parse_table,
     shipped_gpus,
 )
-from dit_accel.planner.fit import Sample, fit
+from dit_accel.planner.fit import Sample, errors, fit
+from dit_accel.planner.work import busiest, work_of
 
 TRUE = Constants(5000.0, 900.0, 400.0, 430.0, 700.0, {"disc": 700.0, "neighborhood": 800.0})
 
@@ -93,21 +93,62 @@ def test_predictions_are_sums_over_items(rule: Pattern) -> None:
     if plan.block_q == 128:
         expected = predicted(plan, table.of("triton", 128), 12) / 1e6
         assert table.sparse_ms(plan, "triton", 1, 12, 128) == pytest.approx(expected)
-    assert len(items(plan, table.of("triton", 128), 2, 12)) == 24 * plan.q_blocks.count
+    assert work_of(plan, "triton", 2, 12, 132).total[0] == 24 * plan.q_blocks.count
     length = 128 * 100
     dense = (8000 + 12 * 100 * (500 + 380 * 100) / 132) / 1e6
     assert table.dense_ms(1, 12, length, 128) == pytest.approx(dense)
 
 
 def test_small_blocks_cost_their_share() -> None:
-    known = parse_table("x", table_rows(launch=0, row=0)).of("triton", 128)
     layout = TokenLayout((1, 64, 64))
     rule = pattern("sliding_tile", window={"fraction": [1.0, 0.35, 0.35]})
     plan = plan_for(layout, rule, "cpu", layout_kind="gather")
     assert plan.block_q == 64
-    visits = int(plan.full_count.sum())
-    price = 600 / 4 / 0.75
-    assert items(plan, known, 1, 1).sum() == pytest.approx(visits * price, rel=0.08)
+    total = work_of(plan, "triton", 1, 1, 132).total
+    assert total[0] == plan.q_blocks.count / 2
+    assert total[1:].sum() == int(plan.full_count.sum()) / 4
+
+
+def busiest_as_dealt(plan: BlockPlan, known: Constants, heads: int, programs: int) -> float:
+    """Nanoseconds of the Hopper kernel's busiest program, from the lists that it is given: tiles
+    without a mask, and the others, which all take the masked step."""
+    items = work_lists(plan, 1, heads, programs).items.tolist()
+    mask = plan.token_mask
+    masked = known.short if mask is None else known.rules[mask.name]
+    loads = [0.0] * programs
+    for place, (*_, tiles, bare, _) in enumerate(items):
+        loads[place % programs] += known.row + bare * known.whole + (tiles - bare) * masked
+    return known.launch + max(loads)
+
+
+@pytest.mark.parametrize("text", [0, 60])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_hopper_calls_take_as_long_as_their_busiest_program(rule: Pattern, text: int) -> None:
+    rows = table_rows() + [
+        dict(zip(COLUMNS, ("hopper", "128", f"partial_{name}", "900", "", ""), strict=True))
+        for name in ("disc", "neighborhood")
+    ]
+    table = parse_table("x", rows)
+    plan = plan_for(TokenLayout((9, 30, 44), after=text), rule, "cpu", layout_kind="boxes")
+    expected = busiest_as_dealt(plan, table.of("hopper", 128), 7, 132) / 1e6
+    assert table.sparse_ms(plan, "hopper", 1, 7, 128) == pytest.approx(expected)
+
+
+def test_fits_follow_the_deal_of_the_hopper_kernel() -> None:
+    """From times of calls whose masked tiles are dealt unevenly: its constants, not their mean."""
+    samples = []
+    for heads in (2, 5):
+        for grid in ((5, 30, 44), (9, 24, 40), (16, 45, 53)):
+            for rule in RULES:
+                plan = plan_for(TokenLayout(grid), rule, "cpu", layout_kind="boxes")
+                ms = busiest_as_dealt(plan, TRUE, heads, 132) / 1e6
+                samples.append(Sample(ms, 1, heads, plan.q_length, plan, "hopper"))
+    found = fit(samples, 132)
+    assert found.whole == pytest.approx(TRUE.whole, rel=0.02)
+    assert found.rules == pytest.approx(dict(TRUE.rules), rel=0.02)
+    assert max(map(abs, errors(samples, found, 132))) < 0.01
+    as_if_free = [Sample(s.ms, 1, s.heads, s.length, s.plan) for s in samples]
+    assert max(map(abs, errors(as_if_free, found, 132))) > 0.05
 
 
 def test_head_dims_between_and_beyond() -> None:

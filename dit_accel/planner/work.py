@@ -1,0 +1,103 @@
+"""How a call's work is spread over the GPU: what the program that ends last has to do.
+
+An item is a query block of a head. Portable kernels start items longest first and the GPU deals
+them to whoever is free. The Hopper kernel deals them beforehand: then the order is its own, which
+balances tiles, not time, so that masked tiles can weigh on one program more than on others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from dit_accel.kernels.hopper.lists import work_lists
+from dit_accel.kernels.plan import BlockPlan
+
+PARTS = ("row", "whole", "short", "partial")
+"""What an item is made of: itself, then visits without a mask, under a length mask, and under the
+token rule."""
+FULL_BLOCK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A call's items.
+
+    parts: float [lists, len(PARTS)], items and visits of 128 x 128 of each list of the plan.
+    copies: items of each list. order: int [items], the list of each item where program p of P takes
+    items p, p + P, ...; None where the GPU deals them.
+    """
+
+    parts: np.ndarray
+    copies: int
+    order: np.ndarray | None
+
+    @property
+    def total(self) -> np.ndarray:
+        """Parts of all items together."""
+        total: np.ndarray = self.copies * self.parts.sum(0)
+        return total
+
+    def busiest(self, prices: np.ndarray, programs: int) -> np.ndarray:
+        """Parts of the program that has most at these prices; of none in particular where the GPU
+        deals: then all parts are as much above the mean."""
+        if self.order is None:
+            work = np.tile(self.parts @ prices, self.copies)
+            share: np.ndarray = self.total * (busiest(work, programs) / max(work.sum(), 1e-9))
+            return share
+        programs = min(programs, len(self.order))
+        dealt = np.pad(self.parts[self.order], ((0, -len(self.order) % programs), (0, 0)))
+        loads: np.ndarray = dealt.reshape(-1, programs, len(PARTS)).sum(0)
+        worst: np.ndarray = loads[(loads @ prices).argmax()]
+        return worst
+
+
+def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int) -> Work:
+    """The items of a call that runs a plan.
+
+    The Hopper kernel has one step for every masked tile: where a plan has a token rule, tiles under
+    a length mask cost as much as those under the rule.
+    """
+    whole, short, partial = list_visits(plan)
+    if backend == "hopper" and plan.list_kinds.partial:
+        short, partial = np.zeros_like(short), short + partial
+    area = area_of(plan)
+    rows = np.full_like(whole, plan.block_q / FULL_BLOCK)
+    parts = np.stack([rows, area * whole, area * short, area * partial], -1)
+    copies = (batch // whole.shape[0]) * (heads // whole.shape[1])
+    order = None
+    if backend == "hopper":
+        # A plan of its own: the kernel keeps the lists of the GPU at hand, of as many programs.
+        own = replace(plan.to("cpu"))
+        items = work_lists(own, batch, heads, min(programs, copies * whole.size)).items
+        order = items[:, 2].numpy()
+    return Work(parts.reshape(-1, len(PARTS)), copies, order)
+
+
+def area_of(plan: BlockPlan) -> float:
+    """Slots of a visit over those of 128 x 128.
+
+    Small blocks are visited at the rate of large ones: where it was measured, the portable kernel's
+    steps are no larger.
+    """
+    return plan.block_q * plan.block_k / FULL_BLOCK**2
+
+
+def list_visits(plan: BlockPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(whole, short, partial) visits of every list, float [Bp, Hp, NQ] each."""
+    full = plan.full_count
+    none = torch.zeros_like(full)
+    bare = none if plan.unmasked_count is None else plan.unmasked_count
+    partial = none if plan.partial_count is None else plan.partial_count
+    whole, rest, masked = (x.cpu().numpy().astype(float) for x in (bare, full - bare, partial))
+    return whole, rest, masked
+
+
+def busiest(work: np.ndarray, programs: int) -> float:
+    """What the busiest program has when items are dealt longest first, to and fro."""
+    longest_first = np.sort(work)[::-1]
+    padded = np.pad(longest_first, (0, -len(work) % (2 * programs)))
+    turns = padded.reshape(-1, 2, programs)
+    return float((turns[:, 0] + turns[:, 1, ::-1]).sum(0).max())

@@ -1,0 +1,156 @@
+"""The planner's measurement: its calls, how a GPU is kept at work, and a run of all of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+sys.path.insert(0, str(SAMPLES))
+
+import planner_cases as cases  # noqa: E402
+import planner_times as times  # noqa: E402
+
+from dit_accel.kernels.backends import moves_tokens  # noqa: E402
+from dit_accel.planner.costs import kernel_of  # noqa: E402
+
+BACKENDS = ("hopper", "triton")
+
+
+def test_no_pair_takes_part_in_the_fit() -> None:
+    rounds = cases.round_jobs(cases.FULL, BACKENDS)
+    pairs = cases.check_jobs(BACKENDS, tiny=False)
+    for jobs in (rounds, pairs):
+        assert len({job.name for job in jobs}) == len(set(jobs)) == len(jobs)
+    assert not {cases.called(job.call) for job in rounds} & {
+        cases.called(job.call) for job in pairs
+    }
+    dense = {cases.name_of(call) for call in cases.dense_calls(cases.FULL)}
+    assert not dense & {cases.name_of(job.call) for job in pairs}
+    assert len({(job.call.name, job.rule) for job in pairs}) == 30
+
+
+def test_the_round_calls_show_every_price() -> None:
+    """Each kernel of the table meets whole, short and masked blocks, on boxes of several shapes."""
+    bench = times.Bench(torch.device("cpu"), torch.float32, cases.FULL, 1)
+    visits: dict[str, dict[str, int]] = {}
+    boxes: dict[str, set[Any]] = {}
+    for job in cases.round_jobs(cases.FULL, BACKENDS):
+        if job.call.head_dim == 64 and job.call.layout.length < 40_000:
+            plan = bench.plan(job)
+            kernel = kernel_of(job.backend, plan, moved=moves_tokens(job.backend, plan))
+            seen = visits.setdefault(kernel, {})
+            kinds = plan.list_kinds
+            seen["whole"] = seen.get("whole", 0) + kinds.whole
+            seen["short"] = seen.get("short", 0) + kinds.short
+            if kinds.partial and plan.token_mask is not None:
+                label = plan.token_mask.label
+                seen[label] = seen.get(label, 0) + 1
+                boxes.setdefault(kernel, set()).add(plan.box)
+    masks = {"neighborhood", "disc", "band"}
+    assert set(visits) == {"hopper", "hopper mixed", "triton", "triton gathered"}
+    for kernel, seen in visits.items():
+        wanted = {"frames", "radial"} if kernel == "triton" else masks
+        assert min(seen.get(kind, 0) for kind in {"whole", "short"} | wanted) >= 2, (kernel, seen)
+    assert min(len(boxes["hopper"]), len(boxes["hopper mixed"])) >= 3
+
+
+class Gpu:
+    """Notes what is asked of torch.cuda. A product takes 0.2 ms, a call 3, the watch 1."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.now = 0.0
+
+    def work(self, name: str, ms: float) -> None:
+        self.log.append(name)
+        self.now += ms
+
+    def event(self, enable_timing: bool) -> Any:
+        mark = SimpleNamespace(at=0.0)
+        mark.record = lambda: (self.log.append("mark"), setattr(mark, "at", self.now))
+        mark.elapsed_time = lambda later: later.at - mark.at
+        return mark
+
+    def stand_in(self) -> Any:
+        @contextmanager
+        def stream(some: Any) -> Any:
+            self.log.append("beside")
+            yield
+
+        own = SimpleNamespace(wait_stream=lambda other: self.log.append("wait"))
+        return SimpleNamespace(
+            Stream=lambda device: object(), stream=stream, Event=self.event,
+            current_stream=lambda device: own, synchronize=lambda device: self.log.append("sync"),
+            _sleep=lambda cycles: self.work("watch", cycles / 2e6),
+        )  # fmt: skip
+
+
+def test_a_gpu_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products run while a call is made ready and right before it; then it is timed, then its
+    clock."""
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "cuda", gpu.stand_in())
+    monkeypatch.setattr(torch, "mm", lambda *_, out: gpu.work("product", 0.2))
+    monkeypatch.setattr(times, "PRODUCT", 4)
+
+    def measure(call: Callable[[], object], *_: Any) -> Any:
+        call()
+        return SimpleNamespace(median_ms=0.2)
+
+    monkeypatch.setattr(times, "measure", measure)
+    ran = lambda bench, call: lambda: gpu.work("call", 3.0)  # noqa: E731
+    monkeypatch.setattr(times.Bench, "runner", ran)
+    cuda = SimpleNamespace(type="cuda")
+    bench = times.Bench(cuda, torch.bfloat16, cases.TINY, 5)  # type: ignore[arg-type]
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, device, dtype: randn(*size, dtype=dtype))
+    calls = [cases.round_call((n, 1), 64) for n in (4096, 65536)]
+    bench.time(calls)
+    assert bench.known == {cases.name_of(call): pytest.approx(3.0) for call in calls}
+    assert bench.clocks == {cases.name_of(call): pytest.approx(2000.0) for call in calls}
+    assert gpu.log[:2] == ["call", "call"], "each call is made once before any is timed"
+    first = gpu.log[gpu.log.index("wait") - 200 :]
+    beside, head = round(times.LOAD_MS / 0.2), round(times.HEAD_MS / 0.2)
+    ready = first[: first.index("wait")]
+    assert ready[-beside - 1 :] == ["beside"] + ["product"] * beside
+    behind = first[first.index("wait") + 1 : first.index("sync")]
+    timed = ["mark"] + ["call", "mark"] * bench.times(calls[0].attention_flops)
+    own = ["call"] * times.OWN
+    assert behind == ["product"] * head + own + timed + ["watch", "mark"]
+
+
+def test_a_run_and_its_replay(tmp_path: Path) -> None:
+    """On small calls and a CPU; the replay of what was kept says the same."""
+
+    def run(*arguments: str, name: str) -> list[dict[str, str]]:
+        out = tmp_path / f"{name}.csv"
+        command = [
+            sys.executable, str(SAMPLES / "measure_planner.py"), "--tiny", "--device", "cpu",
+            "--repeats", "1", "--out", str(out), "--table", str(tmp_path / f"{name}_table.csv"),
+            *arguments,
+        ]  # fmt: skip
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment["PYTHONPATH"] = str(SAMPLES.parent)
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        return list(csv.DictReader(out.open(encoding="utf-8")))
+
+    kept = tmp_path / "times.json"
+    first = run("--times", str(kept), name="first")
+    assert len(first) == len({(row["model"], row["pattern"], row["parameters"]) for row in first})
+    assert all(float(row["measured_ms"]) > 0 for row in first) and len(first) == 30
+    assert set(json.loads(kept.read_text())) == {"machine", "times", "clocks_mhz"}
+    assert run("--replay", str(kept), name="again") == first
+    tables = [(tmp_path / f"{name}_table.csv").read_text() for name in ("first", "again")]
+    assert tables[0] == tables[1]
