@@ -12,7 +12,7 @@ from dit_accel.kernels.backends import LAYOUT_KINDS
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns import Pattern, pattern
 from dit_accel.layout import TokenLayout
-from dit_accel.planner.forecast import describe
+from dit_accel.planner.forecast import cut_text, describe
 from dit_accel.planner.models import Subject, at_grid, subject
 
 HEAD_DIMS = (64, 128)
@@ -86,10 +86,10 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What its time is kept under."""
-        return (
-            f"{called(self.call)} {self.rule.name} {describe(self.rule)} {self.backend} {self.kind}"
-        )
+        """What its time is kept under: with its blocks, which depend on how tiles are chosen."""
+        tiling = self.rule.tiling(self.call.layout, self.kind)
+        rule = f"{self.rule.name} {describe(self.rule)}"
+        return f"{called(self.call)} {rule} {self.backend} {cut_text(tiling)} of {tiling.block}"
 
 
 def called(call: Subject) -> str:

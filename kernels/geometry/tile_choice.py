@@ -45,6 +45,12 @@ MIN_CPU_TILE = 32
 # the tile: there a cubic one is worth more.
 TIE = 1.08
 TIE_PER_TILE = 1.2
+# Boxes are read where they are. One that an edge of the grid clips takes the kernel's masked step:
+# 1.15 to 1.6 of a whole one's time on an H200 (short over whole in dit_accel/planner/tables).
+CLIPPED = 1.2
+# Boxes must have powers of two as edges, and few of them fit a grid: those that waste little are
+# taken only where they cost about as little as the cheapest.
+TIE_BOXES = 1.03
 # Slots over tokens that tiles may take, tried in turn; beyond the last one blocks straddle tiles.
 WASTE = (1.08, 1.10, 1.15)
 # A limit may cost this much against none: tiles that waste little may round a window up by more.
@@ -81,9 +87,9 @@ class _Candidates:
     """Ways to cut a grid, and what they cost; a row of every array is one of them.
 
     made_from: edges of boxes or numbers of parts, [n, 3]. block: slots of a tile. tiles: how many.
-    tile: the largest tile, [n, 3]. visits: visiting pairs of tiles. pairs: of tokens. lists: how
-    many tiles have a list of their own; keys: tokens in all those lists. reaches: whether the
-    tiles do the window justice.
+    tile: the largest tile, [n, 3]. visits: visiting pairs of tiles. bare: of boxes, those to boxes
+    that no edge clips. pairs: of tokens. lists: how many tiles have a list of their own; keys:
+    tokens in all those lists. reaches: whether the tiles do the window justice.
     """
 
     made_from: np.ndarray
@@ -91,6 +97,7 @@ class _Candidates:
     tiles: np.ndarray
     tile: np.ndarray
     visits: np.ndarray
+    bare: np.ndarray
     pairs: np.ndarray
     keys: np.ndarray
     lists: np.ndarray
@@ -121,14 +128,19 @@ def choose_tiling(
     speed: pairs (block size, relative speed), for whole blocks of slots.
 
     Slots beyond the tokens are held within WASTE where that is affordable. Where tiles waste more,
-    blocks straddle them. Costs within 8 % count as equal: the most cubic tile wins then, then the
-    larger one.
+    blocks straddle them; boxes cannot, and waste more where those within cost 3 % more. Costs
+    within 8 % count as equal: the most cubic tile wins then, then the larger one.
     """
     rates = dict(speed)
 
     def slots(some: _Candidates) -> np.ndarray:
         rate = np.vectorize(rates.get)(some.block)
         cost = _slots(some.visits, some.tiles, some.block, others) / rate
+        return cost / some.pairs if sight.per_tile else cost
+
+    def boxed(some: _Candidates) -> np.ndarray:
+        visits = some.bare + CLIPPED * (some.visits - some.bare)
+        cost = _slots(visits, some.tiles, some.block, others)
         return cost / some.pairs if sight.per_tile else cost
 
     def gathered(some: _Candidates) -> np.ndarray:
@@ -139,7 +151,7 @@ def choose_tiling(
     if kind == "boxes":
         boxes = _boxes(grid, BLOCK_SIZES[-1])  # what the kernel that reads boxes takes
         found = _candidates(grid, sight, boxes, [math.prod(box) for box in boxes], clipped_split)
-        return fixed_tiling(grid, _best(found, sight, slots)[0])
+        return fixed_tiling(grid, _cheap_boxes(found.only(found.reaches), grid, sight, boxed))
     blocks = BLOCK_SIZES[-1:] if kind == "lengths" else tuple(rates)
     counts = [(each, block) for block in blocks for each in _even_counts(grid, block)]
     made_from, sizes = [each for each, _ in counts], [block for _, block in counts]
@@ -226,20 +238,41 @@ def _thrifty(
     )
 
 
+def _cheap_boxes(able: _Candidates, grid: Triple, sight: Sight, cost: Cost) -> Triple:
+    """Of the cheapest boxes those that waste little, of these the most cubic.
+
+    A window in tiles has the shape of the box, which is worth more than a little waste.
+    """
+    costs = cost(able)
+    near = able.only(costs <= costs.min() * (TIE_PER_TILE if sight.per_tile else TIE_BOXES))
+    slots = near.tiles * near.block
+    for limit in WASTE[-1:] if sight.per_tile else WASTE:
+        within = slots <= limit * math.prod(grid)
+        if within.any():
+            return _most_cubic(near.only(within))
+    return _most_cubic(near)
+
+
 def _best(candidates: _Candidates, sight: Sight, cost: Cost) -> tuple[Triple, int, float]:
     """What the best candidate is made from, its block and its cost."""
     able = candidates.only(candidates.reaches)
     costs = cost(able)
     tie = TIE_PER_TILE if sight.per_tile else TIE
-    tied = np.flatnonzero(costs <= costs.min() * tie)
-
-    def preference(row: int) -> tuple[float, ...]:
-        tile = able.tile[row].tolist()
-        cubic = max(tile) / min(tile), -math.prod(tile), -int(able.block[row])
-        return *cubic, *able.made_from[row].tolist()
-
-    row = min(tied.tolist(), key=preference)
+    tied = np.flatnonzero(costs <= costs.min() * tie).tolist()
+    row = min(tied, key=lambda row: _shape(able, row))
     return _triple(able.made_from[row]), int(able.block[row]), float(costs[row])
+
+
+def _most_cubic(some: _Candidates) -> Triple:
+    row = min(range(len(some.tiles)), key=lambda row: _shape(some, row))
+    return _triple(some.made_from[row])
+
+
+def _shape(some: _Candidates, row: int) -> tuple[float, ...]:
+    """Less for more cubic tiles, then for larger ones."""
+    tile = some.tile[row].tolist()
+    size = -math.prod(tile), -int(some.block[row])
+    return max(tile) / min(tile), *size, *some.made_from[row].tolist()
 
 
 def _triple(numbers: np.ndarray) -> Triple:
@@ -266,24 +299,31 @@ def _candidates(
     columns = []
     for axis in range(3):
         distinct, which = np.unique(numbers[:, axis], return_inverse=True)
-        cuts = [_cut(grid, sight, axis, split(grid[axis], number)) for number in distinct.tolist()]
+        cuts = [
+            _cut(grid, sight, axis, split(grid[axis], number), number)
+            for number in distinct.tolist()
+        ]
         columns.append(np.array(cuts)[which])
     tile = np.stack([column[:, 1] for column in columns], -1)
-    parts, _, visits, pairs, keys, lists, reaches = np.prod(columns, axis=0).T
+    parts, _, visits, bare, pairs, keys, lists, reaches = np.prod(columns, axis=0).T
     return _Candidates(
-        numbers, np.array(blocks), parts, tile, visits, pairs, keys, lists, reaches > 0
+        numbers, np.array(blocks), parts, tile, visits, bare, pairs, keys, lists, reaches > 0
     )
 
 
-def _cut(grid: Triple, sight: Sight, axis: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Parts, largest part, visits, pairs, keys, lists and reach (0 or 1) of one axis alone."""
+def _cut(
+    grid: Triple, sight: Sight, axis: int, sizes: tuple[int, ...], edge: int
+) -> tuple[int, ...]:
+    """Of one axis alone: parts, largest part, visits, those to parts as long as `edge`, pairs,
+    keys, lists and reach (0 or 1)."""
     seen = sight.sees(grid, axis, sizes)
     tokens = np.array(sizes)
     keys = seen @ tokens
     lists = dict(zip(map(bytes, np.packbits(seen, axis=1)), keys.tolist(), strict=True))
     reach = int(sight.reaches(grid, axis, sizes))
     return (
-        len(sizes), max(sizes), int(seen.sum()), int(tokens @ keys),
+        len(sizes), max(sizes), int(seen.sum()), int(seen[:, tokens == edge].sum()),
+        int(tokens @ keys),
         sum(lists.values()), len(lists), reach,
     )  # fmt: skip
 

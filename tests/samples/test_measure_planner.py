@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -32,13 +33,32 @@ def test_no_pair_takes_part_in_the_fit() -> None:
     rounds = cases.round_jobs(cases.FULL, BACKENDS)
     pairs = cases.check_jobs(BACKENDS, tiny=False)
     for jobs in (rounds, pairs):
-        assert len({job.name for job in jobs}) == len(set(jobs)) == len(jobs)
+        assert len(set(jobs)) == len(jobs)
     assert not {cases.called(job.call) for job in rounds} & {
         cases.called(job.call) for job in pairs
     }
     dense = {cases.name_of(call) for call in cases.dense_calls(cases.FULL)}
     assert not dense & {cases.name_of(job.call) for job in pairs}
     assert len({(job.call.name, job.rule) for job in pairs}) == 30
+
+
+def test_times_are_kept_by_what_ran() -> None:
+    """A time is found again only where the blocks are those that were timed."""
+    pairs = cases.check_jobs(["hopper"], tiny=False)
+    wanted = ("wan-14b", "sliding_tile")
+    job = next(job for job in pairs if (job.call.name, job.rule.name) == wanted)
+    call, rule = job.call, job.rule
+    names = {}
+    for tile in ((2, 8, 8), (1, 8, 16), (3, 5, 8)):
+        given = dataclasses.replace(rule, tile=tile)  # type: ignore[call-arg]
+        names[cases.Job(call, given, "hopper", "boxes").name.split("hopper")[1]] = tile
+    assert list(names) == [
+        " boxes of 2x8x8 of 128",
+        " boxes of 1x8x16 of 128",
+        " tiles of 3x5x8 of 128",
+    ]
+    t, h, w = rule.tiling(call.layout, "boxes").tile
+    assert job.kind == "boxes" and job.name.endswith(f"hopper boxes of {t}x{h}x{w} of 128")
 
 
 def test_the_round_calls_show_every_price() -> None:
