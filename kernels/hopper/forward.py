@@ -3,7 +3,9 @@
 A persistent grid: each program takes query blocks of 128 rows from a work list. One warp feeds
 tiles of 128 keys through shared memory with bulk tensor copies; two groups of four warps hold 64
 query rows each. With tile scores S_t = q k_t^T, a group issues S_t, then acc += P_(t-1) v_(t-1),
-and computes the online softmax of S_t (see triton_forward) while that product runs.
+finds the maxima of S_t while that product runs, and takes the exponentials (see portable.forward)
+when it has ended: then the other group's products run, and the scaling of acc fills the gaps
+between exponentials.
 
 Nothing is permuted: a block is a box (bt, bh, bw) of the raster video, read as a rank-5 box of
 [outer, T, H, W, inner] and clipped at the grid's edges by the copy engine, or a run of consecutive
@@ -28,10 +30,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # The names changed between Triton 3.6 and 3.9; the old ones stay there and raise.
 if "async_load" in tma.__all__:
-    tma_load, tma_store = tma.async_load, tma.async_store
+    tma_load = tma.async_load
 else:
-    tma_load, tma_store = tma.async_copy_global_to_shared, tma.async_copy_shared_to_global
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+    tma_load = tma.async_copy_global_to_shared
 
 if hasattr(gl.shared_memory_descriptor, "reinterpret"):
 
@@ -103,12 +104,11 @@ def _copy_tile(
     BOX: gl.constexpr, D: gl.constexpr, KB: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr,
 ):  # fmt: skip
-    """Start the copies of a tile of 128 keys: one block, or two of 64 below each other.
+    """Start the copies of a tile of 128 keys, which `ready` expects: one block, or two of 64.
 
     tiles: [stages, 128, D], or [stages * D / 64 * 2, 64, 64]: the same memory in pieces of 64
     columns (the width of a swizzled row) by 64 keys.
     """
-    mbarrier.expect(ready, 128 * D * 2)
     if KB == 128:
         _copy(boxes, runs, outer, column, first, ready, tiles.index(stage), BOX, 128, D, BOXES,
               RUNS)  # fmt: skip
@@ -121,62 +121,117 @@ def _copy_tile(
                   BOX, 64, 64, BOXES, RUNS)  # fmt: skip
 
 
+# The feeder learns from hardware barriers that a buffer may be filled again: both groups (256
+# threads) arrive without waiting, and the feeder's warp meets them. Arriving at a barrier in memory
+# would cost the groups two more barriers each time, which the compiler puts around it.
+FREE_QUERIES = gl.constexpr(8)  # two of them; Triton's own begin at 0
+FREE_TILE = gl.constexpr(10)  # one for each stage
+
+
+@gluon.jit
+def _arrive(barrier_id):
+    gl.inline_asm_elementwise(
+        "bar.arrive $1, 288; mov.b32 $0, $1;", "=r,r", [barrier_id], dtype=gl.int32, is_pure=False,
+        pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _meet(barrier_id):
+    gl.inline_asm_elementwise(
+        "bar.sync $1, 288; mov.b32 $0, $1;", "=r,r", [barrier_id], dtype=gl.int32, is_pure=False,
+        pack=1,
+    )  # fmt: skip
+
+
 @gluon.jit
 def _produce(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s,
-    q_full, q_free, k_full, k_free, v_full, v_free, items, n_items, group, codes, width,
+    q_full, full, items, n_items, work, group, codes, width,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr,
 ):  # fmt: skip
-    tile = 0
+    # Step t brings K of tile t and V of tile t - 1, which the groups' step t multiplies.
+    tiles = gl.load(work + gl.program_id(0))
+    i = gl.program_id(0)
+    item = items + i * 8
+    follows = gl.load(item + 2) * width
+    at = follows
+    entry = gl.load(codes + at)
+    second = entry
+    if KB == 64:
+        second = gl.load(codes + at + 1)
+    total = 0
+    t = 0
     done = 0
-    for i in range(gl.program_id(0), n_items, gl.num_programs(0)):
-        sample, head, place, code, length, total, bare = _item(items + i * 8)
-        at = codes + place.to(gl.int64) * width
-        entry = gl.load(at)
-        second = entry
+    sample = 0
+    kv = 0
+    old_sample = 0
+    old_kv = 0
+    old_entry = 0  # not `entry`: a variable that starts as another's alias is not carried on
+    old_second = 0
+    for now in range(tiles):
+        if t == total:  # the next item; its row of `items` came with the number of its lists' row
+            sample = gl.load(item)
+            head = gl.load(item + 1)
+            code = gl.load(item + 3)
+            total = gl.load(item + 5)
+            half = code + SPLIT
+            if BOXES and RUNS:
+                half = gl.where(code >= RUN, code + 64, code + SPLIT)
+            elif RUNS:
+                half = code + 64
+            side = done & 1
+            if done >= 2:
+                _meet(FREE_QUERIES + side)
+            mbarrier.expect(q_full.index(side), 2 * 64 * D * 2)
+            outer = sample * q_ob + head * q_oh
+            _copy(q_boxes, q_runs, outer, head * q_ch, code, q_full.index(side),
+                  q_s.index(side * 2), Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
+            _copy(q_boxes, q_runs, outer, head * q_ch, half, q_full.index(side),
+                  q_s.index(side * 2 + 1), Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
+            done += 1  # noqa: SIM113
+            kv = head // group
+            at = follows
+            i += gl.num_programs(0)
+            item = items + gl.minimum(i, n_items - 1) * 8
+            follows = gl.load(item + 2) * width
+            t = 0
+        t += 1
+        # The next codes are on their way while this tile waits for its buffers.
+        at += 128 // KB
+        ahead = gl.where(t == total, follows, at)
+        next_entry = gl.load(codes + ahead)
+        next_second = next_entry
         if KB == 64:
-            second = gl.load(at + 1)
-        half = code + SPLIT
-        if BOXES and RUNS:
-            half = gl.where(code >= RUN, code + 64, code + SPLIT)
-        elif RUNS:
-            half = code + 64
-        side = done & 1
-        mbarrier.wait(q_free.index(side), ((done >> 1) & 1) ^ 1)
-        mbarrier.expect(q_full.index(side), 2 * 64 * D * 2)
-        outer = sample * q_ob + head * q_oh
-        _copy(q_boxes, q_runs, outer, head * q_ch, code, q_full.index(side), q_s.index(side * 2),
-              Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
-        _copy(q_boxes, q_runs, outer, head * q_ch, half, q_full.index(side),
-              q_s.index(side * 2 + 1), Q_BOX, 64, D, BOXES, RUNS)  # fmt: skip
-        done += 1  # noqa: SIM113
-        kv = head // group
-        k_outer = sample * k_ob + kv * k_oh
-        v_outer = sample * v_ob + kv * v_oh
-        k_column = kv * k_ch
-        v_column = kv * v_ch
-        for t in range(total):
-            # The next codes are on their way while this tile waits for its buffers.
-            after = at + gl.minimum(t + 1, total - 1) * (128 // KB)
-            next_entry = gl.load(after)
-            next_second = next_entry
-            if KB == 64:
-                next_second = gl.load(after + 1)
-            stage = tile % STAGES
-            phase = ((tile // STAGES) & 1) ^ 1
-            mbarrier.wait(k_free.index(stage), phase)
-            _copy_tile(k_boxes, k_runs, k_outer, k_column, entry, second, k_full.index(stage),
-                       k_s, stage, K_BOX, D, KB, BOXES, RUNS)  # fmt: skip
-            if STAGES < 3:
-                mbarrier.wait(v_free.index(stage), phase)
-            _copy_tile(v_boxes, v_runs, v_outer, v_column, entry, second, v_full.index(stage),
-                       v_s, stage, K_BOX, D, KB, BOXES, RUNS)  # fmt: skip
-            entry = next_entry
-            second = next_second
-            tile += 1
+            next_second = gl.load(codes + ahead + 1)
+        stage = now % STAGES
+        ready = full.index(stage)
+        if now >= STAGES:
+            _meet(FREE_TILE + stage)
+        mbarrier.expect(ready, 128 * D * 2, pred=now == 0)
+        mbarrier.expect(ready, 2 * 128 * D * 2, pred=now > 0)
+        _copy_tile(k_boxes, k_runs, sample * k_ob + kv * k_oh, kv * k_ch, entry, second, ready,
+                   k_s, stage, K_BOX, D, KB, BOXES, RUNS)  # fmt: skip
+        if now > 0:
+            _copy_tile(v_boxes, v_runs, old_sample * v_ob + old_kv * v_oh, old_kv * v_ch,
+                       old_entry, old_second, ready, v_s, (now - 1) % (STAGES + 1), K_BOX, D, KB,
+                       BOXES, RUNS)  # fmt: skip
+        old_entry = entry
+        old_second = second
+        old_sample = sample
+        old_kv = kv
+        entry = next_entry
+        second = next_second
+    stage = tiles % STAGES
+    if tiles >= STAGES:
+        _meet(FREE_TILE + stage)
+    mbarrier.expect(full.index(stage), 128 * D * 2)
+    _copy_tile(v_boxes, v_runs, old_sample * v_ob + old_kv * v_oh, old_kv * v_ch, old_entry,
+               old_second, full.index(stage), v_s, (tiles - 1) % (STAGES + 1), K_BOX, D, KB,
+               BOXES, RUNS)  # fmt: skip
 
 
 @gluon.jit
@@ -240,34 +295,47 @@ def _pinned(x):
 
 
 @gluon.jit
-def _softmax(s, top, sums, scale):
-    """One online step, base 2: (p, new maximum, new sum, factor of what came before)."""
-    new = gl.maximum(top, gl.max(s, axis=1) * scale)
+def _exponents(s, top, scale):
+    """One online step, base 2: (x with p = 2^x, new maximum, factor of what came before)."""
+    # Maxima of four parts at a time: short chains of dependent instructions.
+    rows: gl.constexpr = gl.SliceLayout(1, s.type.layout)
+    parts = gl.max(gl.max(s.reshape([64, 4, 4, 8]), axis=1), axis=1)
+    most = gl.convert_layout(gl.max(parts, axis=1), rows, assert_trivial=True)
+    new = gl.maximum(top, most * scale)
     # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
     base = gl.where(new == float("-inf"), 0.0, new)
-    alpha = gl.exp2(top - base)
-    p = gl.exp2(s * scale - gl.expand_dims(base, 1))
-    return p, new, sums * alpha + gl.sum(p, axis=1), alpha
+    return s * scale - gl.expand_dims(base, 1), new, gl.exp2(top - base)
+
+
+@gluon.jit
+def _sums(p):
+    """Sums [64, 8] of columns i, i + 8, ...: of what a thread holds. `_finish` adds them up."""
+    return gl.sum(p.reshape([64, 16, 8]), axis=1)
+
+
+@gluon.jit
+def _scaled(x, factor):
+    """The rows of x times factor [64]."""
+    rows: gl.constexpr = gl.SliceLayout(1, x.type.layout)
+    return x * gl.expand_dims(gl.convert_layout(factor, rows, assert_trivial=True), 1)
 
 
 @gluon.jit
 def _finish(
-    acc, top, sums, sample, head, code, length, o_boxes, o_runs, o_s, out_ptr, lse_ptr,
-    o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
+    acc, top, sums, sample, head, code, length, out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b, lse_h,
+    grid_t, grid_h, grid_w, video,
     D: gl.constexpr, Q_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, S_L: gl.constexpr, O_L: gl.constexpr,
 ):  # fmt: skip
     """Store out = acc / sums and LSE = (top + log2 sums) ln 2 of this group's 64 rows."""
     row = gl.arange(0, 64, layout=gl.SliceLayout(1, S_L))
     start = code + HALF * SPLIT
-    whole = code < 0
     if BOXES:
         row_t = ((start >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
         row_h = ((start >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
         row_w = (start & 1023) + row % Q_BOX[2]
         token = video + (row_t * grid_h + row_h) * grid_w + row_w
         held = (row_t < grid_t) & (row_h < grid_h) & (row_w < grid_w)
-        whole = code < RUN
     if RUNS:
         run_token = (code & TOKEN) + HALF * 64 + row
         run_held = row < length - HALF * 64
@@ -277,55 +345,29 @@ def _finish(
         else:
             token = run_token
             held = run_held
-        whole = whole | (length == 128)
+    sums = gl.convert_layout(gl.sum(sums, axis=1), gl.SliceLayout(1, S_L), assert_trivial=True)
     seen = sums > 0
     sums = gl.where(sums == 0, 1.0, sums)  # NaN stays
     lse = gl.where(seen | (sums != sums), (top + gl.log2(sums)) * LN_2, float("-inf"))
-    out = (acc * gl.expand_dims(gl.convert_layout(1.0 / sums, gl.SliceLayout(1, O_L)), 1)).to(
-        o_s.dtype
-    )
-    if whole:
-        tma.store_wait(0)
-        barrier()
-        o_s.store(out)
-        fence_async_shared()
-        outer = sample * o_ob + head * o_oh
-        column = head * o_ch
-        if BOXES and RUNS:
-            if code >= RUN:
-                tma_store(o_runs, [outer, (code & TOKEN) + HALF * 64, column],
-                          o_s.reshape([1, 64, D]))  # fmt: skip
-            else:
-                tma_store(
-                    o_boxes,
-                    [outer, (start >> 20) & 1023, (start >> 10) & 1023, start & 1023, column],
-                    o_s.reshape([1, Q_BOX[0], Q_BOX[1], Q_BOX[2], D]),
-                )
-        elif BOXES:
-            tma_store(
-                o_boxes,
-                [outer, (start >> 20) & 1023, (start >> 10) & 1023, start & 1023, column],
-                o_s.reshape([1, Q_BOX[0], Q_BOX[1], Q_BOX[2], D]),
-            )
-        else:
-            tma_store(o_runs, [outer, (code & TOKEN) + HALF * 64, column],
-                      o_s.reshape([1, 64, D]))  # fmt: skip
-    else:  # a short run must not touch its neighbour
-        rows = gl.convert_layout(token, gl.SliceLayout(1, O_L)).to(gl.int64)
-        mask = gl.convert_layout(held, gl.SliceLayout(1, O_L))
-        dims = gl.arange(0, D, layout=gl.SliceLayout(0, O_L))
-        base = out_ptr + sample.to(gl.int64) * o_sb + head.to(gl.int64) * o_sh
-        at = base + gl.expand_dims(rows * o_ss, 1) + gl.expand_dims(dims, 0)
-        gl.store(at, out, mask=gl.expand_dims(mask, 1))
+    out = _scaled(acc, 1.0 / sums).to(out_ptr.dtype.element_ty)
+    # Straight from registers, so that shared memory holds a third tile of values. A short block
+    # must not touch its neighbour. Strides are multiples of 16 bytes, as those of q are.
+    rows = gl.convert_layout(token, gl.SliceLayout(1, O_L)).to(gl.int64)
+    mask = gl.convert_layout(held, gl.SliceLayout(1, O_L))
+    dims = gl.arange(0, D, layout=gl.SliceLayout(0, O_L))
+    base = out_ptr + gl.multiple_of(sample.to(gl.int64) * o_sb + head.to(gl.int64) * o_sh, 8)
+    steps = gl.multiple_of(rows * o_ss, 8)
+    at = base + gl.expand_dims(steps, 1) + gl.expand_dims(dims, 0)
+    gl.store(at, out, mask=gl.expand_dims(mask, 1))
     line = lse_ptr + sample.to(gl.int64) * lse_b + head.to(gl.int64) * lse_h
     gl.store(line + token, lse, mask=held)
 
 
 @gluon.jit
 def _consume(
-    o_boxes, o_runs, q_s, o_s, k_s, v_s, q_full, q_free, k_full, k_free, v_full, v_free,
+    q_s, k_s, v_s, q_full, full,
     out_ptr, lse_ptr, items, n_items, work, codes, metas, width,
-    o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
+    o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
     rule_params, scale,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
@@ -342,7 +384,6 @@ def _consume(
     zero = gl.zeros([64, 128], gl.float32, S_L)
     acc = gl.zeros([64, D], gl.float32, O_L)
     top = gl.full([64], float("-inf"), gl.float32, R_L)
-    sums = gl.full([64], 0.0, gl.float32, R_L)
     tiles = gl.load(work + gl.program_id(0))
     i = gl.program_id(0)
     sample, head, place, code, length, total, bare = _item(items + i * 8)
@@ -353,18 +394,19 @@ def _consume(
     at = place.to(gl.int64) * width
     done = 0
     mbarrier.wait(q_full.index(0), 0)
-    mbarrier.wait(k_full.index(0), 0)
+    mbarrier.wait(full.index(0), 0)
     s = warpgroup_mma(q_s.index(HALF), k_s.index(0).permute((1, 0)), zero, use_acc=False,
                       is_async=True)  # fmt: skip
     s = warpgroup_mma_wait(0, deps=(s,))
-    if STAGES < 3:
-        mbarrier.arrive(k_free.index(0), count=1)
+    _arrive(done + FREE_TILE)
     if bare == 0:
         s = _masked(s, codes + at, metas + at, code + HALF * SPLIT, grid_t, grid_h, grid_w,
                     rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE,
                     OTHER)  # fmt: skip
-    p, top, sums, alpha = _softmax(s, top, sums, scale)
-    mbarrier.wait(k_full.index(1), 0, pred=tiles > 1)
+    x, top, alpha = _exponents(s, top, scale)
+    p = gl.exp2(x)
+    sums = _sums(p)
+    mbarrier.wait(full.index(1), 0)
     w = gl.convert_layout(p.to(dtype), P_L)
     t = 1
     for now in range(1, tiles):
@@ -374,7 +416,7 @@ def _consume(
         old_code = code
         old_length = length
         if first:
-            mbarrier.arrive(q_free.index(done & 1), count=1)
+            _arrive((done & 1) + FREE_QUERIES)
             done += 1
             sample = sample_
             head = head_
@@ -390,15 +432,13 @@ def _consume(
             t = 0
             mbarrier.wait(q_full.index(done & 1), (done >> 1) & 1)
         stage = now % STAGES
-        before = (now - 1) % STAGES
         q = q_s.index((done & 1) * 2 + HALF)
         s = warpgroup_mma(q, k_s.index(stage).permute((1, 0)), zero, use_acc=False,
                           is_async=True)  # fmt: skip
-        mbarrier.wait(v_full.index(before), ((now - 1) // STAGES) & 1)
-        acc = warpgroup_mma(w, v_s.index(before), acc, is_async=True)
+        acc = warpgroup_mma(w, v_s.index((now - 1) % (STAGES + 1)), acc, is_async=True)
         s = warpgroup_mma_wait(1, deps=(s,))
-        if STAGES < 3:  # else a stage is freed at once, with fewer barriers
-            mbarrier.arrive(k_free.index(stage), count=1)
+        # K of this tile, and V of the tile two before it, whose product has ended.
+        _arrive(stage + FREE_TILE)
         if t >= bare:
             entry = at + t * (128 // KB)
             s = _masked(s, codes + entry, metas + entry, code + HALF * SPLIT, grid_t, grid_h,
@@ -406,53 +446,44 @@ def _consume(
                         RULE, OTHER)  # fmt: skip
         old_top = top
         old_sums = sums
-        p, top, sums, alpha = _softmax(
-            s, gl.where(first, float("-inf"), top), gl.where(first, 0.0, sums), scale
-        )
-        # Between p and the product's end stands a wait that branches: without it the assembler
-        # moves the latter ahead of the exponentials, and they no longer run beside the product.
-        p = _pinned(p)
+        x, top, alpha = _exponents(s, gl.where(first, float("-inf"), top), scale)
+        # Between these and the product's end stands a wait that branches: without it the assembler
+        # moves the latter ahead of the maxima, and nothing runs beside the product.
+        x = _pinned(x)
         after = now + 1
-        mbarrier.wait(k_full.index(after % STAGES), (after // STAGES) & 1, pred=after < tiles)
+        mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        if STAGES < 3:
-            mbarrier.arrive(v_free.index(before), count=1)
-        else:
-            mbarrier.arrive(k_free.index(before), count=1)
         if first:
             _finish(
-                acc, old_top, old_sums, old_sample, old_head, old_code, old_length, o_boxes,
-                o_runs, o_s, out_ptr, lse_ptr, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h,
+                acc, old_top, old_sums, old_sample, old_head, old_code, old_length,
+                out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b, lse_h,
                 grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
             )  # fmt: skip
             acc = gl.zeros([64, D], gl.float32, O_L)
-        else:
-            acc = acc * gl.expand_dims(gl.convert_layout(alpha, gl.SliceLayout(1, O_L)), 1)
+        p = gl.exp2(x)
+        acc = _scaled(acc, alpha)
         w = gl.convert_layout(p.to(dtype), P_L)
+        sums = _scaled(gl.where(first, 0.0, sums), alpha) + _sums(p)
         t += 1
-    stage = (tiles - 1) % STAGES
-    mbarrier.wait(v_full.index(stage), ((tiles - 1) // STAGES) & 1)
-    acc = warpgroup_mma(w, v_s.index(stage), acc, is_async=True)
+    acc = warpgroup_mma(w, v_s.index((tiles - 1) % (STAGES + 1)), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     _finish(
-        acc, top, sums, sample, head, code, length, o_boxes, o_runs, o_s, out_ptr, lse_ptr,
-        o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
-        D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
+        acc, top, sums, sample, head, code, length, out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b,
+        lse_h, grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
     )  # fmt: skip
-    tma.store_wait(0)
 
 
 @gluon.jit(
     do_not_specialize=[
         "n_items", "group", "width", "lse_b", "lse_h", "grid_t", "grid_h", "grid_w", "video",
         "q_ob", "q_oh", "q_ch", "k_ob", "k_oh", "k_ch", "v_ob", "v_oh", "v_ch",
-        "o_ob", "o_oh", "o_ch", "o_sb", "o_ss", "o_sh",
+        "o_sb", "o_ss", "o_sh",
     ]
 )  # fmt: skip
 def forward(
-    q_boxes, k_boxes, v_boxes, o_boxes, q_runs, k_runs, v_runs, o_runs, out_ptr, lse_ptr,
+    q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, out_ptr, lse_ptr,
     items, work, codes, metas, rule_params, n_items, group, width, lse_b, lse_h,
-    q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh,
+    q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch, o_sb, o_ss, o_sh,
     grid_t, grid_h, grid_w, video, scale,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
@@ -464,51 +495,42 @@ def forward(
     TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([128, D], dtype)
     HALF_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
     q_s = gl.allocate_shared_memory(dtype, [4, 64, D], HALF_TILE)
-    o_s = gl.allocate_shared_memory(dtype, [2, 64, D], HALF_TILE)
     k_s = gl.allocate_shared_memory(dtype, [STAGES, 128, D], TILE)
-    v_s = gl.allocate_shared_memory(dtype, [STAGES, 128, D], TILE)
+    v_s = gl.allocate_shared_memory(dtype, [STAGES + 1, 128, D], TILE)
     k_in = k_s
     v_in = v_s
     if KB == 64:
         k_in = _reinterpreted(k_s, [STAGES * D // 32, 64, 64], PIECE)
-        v_in = _reinterpreted(v_s, [STAGES * D // 32, 64, 64], PIECE)
+        v_in = _reinterpreted(v_s, [(STAGES + 1) * D // 32, 64, 64], PIECE)
     BAR: gl.constexpr = mbarrier.MBarrierLayout()
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
-    q_free = gl.allocate_shared_memory(gl.int64, [2, 1], BAR)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
-    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
-    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     for i in gl.static_range(2):
         mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_free.index(i), count=2)
     for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_free.index(i), count=2)
-        mbarrier.init(v_free.index(i), count=2)
+        mbarrier.init(full.index(i), count=1)
     fence_async_shared()
     gl.warp_specialize(
         [
             (_consume, (
-                o_boxes, o_runs, q_s, o_s.index(0), k_s, v_s, q_full, q_free, k_full,
-                k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, work, codes, metas,
-                width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
+                q_s, k_s, v_s, q_full, full,
+                out_ptr, lse_ptr, items, n_items, work, codes, metas,
+                width, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
                 OTHER,
             )),
             (_consume, (
-                o_boxes, o_runs, q_s, o_s.index(1), k_s, v_s, q_full, q_free, k_full,
-                k_free, v_full, v_free, out_ptr, lse_ptr, items, n_items, work, codes, metas,
-                width, o_ob, o_oh, o_ch, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
+                q_s, k_s, v_s, q_full, full,
+                out_ptr, lse_ptr, items, n_items, work, codes, metas,
+                width, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
                 OTHER,
             )),
             (_produce, (
-                q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_in, v_in, q_full, q_free,
-                k_full, k_free, v_full, v_free, items, n_items, group, codes, width,
+                q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_in, v_in, q_full,
+                full, items, n_items, work, group, codes, width,
                 q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, BOXES, RUNS,
             )),

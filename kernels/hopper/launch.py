@@ -34,7 +34,7 @@ RULES = {name: gluon.jit(rule) for name, rule in TOKEN_RULES.items()}
 class Config:
     """A variant of the kernel.
 
-    stages: key tiles in flight. registers, feeder: of a thread that multiplies, and of one that
+    stages: tiles of keys in flight; of values one more. registers, feeder: of a thread that multiplies, and of one that
     copies; 8 warps of the first and 4 of the second share 65,536.
     """
 
@@ -232,20 +232,20 @@ def hopper_forward(
     if not covers:
         out.zero_()
         lse.fill_(-torch.inf)
-    views = [_seen(x) for x in (q, k, v, out)]
+    views = [_seen(x) for x in (q, k, v)]
     # Gathered blocks come by halves of 64 columns, the width of a row of swizzled shared memory.
-    widths = (dim, dim, dim, dim) if block_k == 128 else (dim, 64, 64, dim)
-    run_views: list[object] = [None] * 4  # what the kernel has no code for
-    box_views: list[object] = [None] * 4
+    widths = (dim, dim, dim) if block_k == 128 else (dim, 64, 64)
+    run_views: list[object] = [None] * 3  # what the kernel has no code for
+    box_views: list[object] = [None] * 3
     if runs:
-        rows = (64, block_k, block_k, 64)
+        rows = (64, block_k, block_k)
         run_views = [w.runs(n, c) for w, n, c in zip(views, rows, widths, strict=True)]
     q_box, k_box, split = (1, 1, 64), (1, 1, block_k), 64
     if box:
         whole, place = _triple(box), _triple(grid)
         q_box, split = halved(whole), _split(whole)
         k_box = whole if block_k == 128 else q_box
-        shapes = (q_box, k_box, k_box, q_box)
+        shapes = (q_box, k_box, k_box)
         box_views = [
             w.boxes(place, video_start, s, c) for w, s, c in zip(views, shapes, widths, strict=True)
         ]

@@ -26,8 +26,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def compile_variant(
     D: int, KB: int, BOXES: bool, RUNS: bool, rule: str | None, dtype: str, other: str | None = None
-) -> dict[str, int]:
-    """Shared memory, spills and waits of the machine code."""
+) -> dict[str, Any]:
+    """Shared memory, spills and waits of the machine code, barriers that the compiler chose."""
     names = [parameter.name for parameter in forward.params]
     box = (2, 8, 8)
     q_box = halved(box)
@@ -42,7 +42,7 @@ def compile_variant(
     signature = {name: "constexpr" if name in constants else "i32" for name in names}
     width = D if KB == 128 else 64
     blocks = {"q": (q_box, 64, D), "k": (k_box, KB, width)}
-    blocks |= {"v": blocks["k"], "o": blocks["q"]}
+    blocks |= {"v": blocks["k"]}
     for name, (tile, rows, columns) in blocks.items():
         for there, kind, shape in (
             (BOXES, "boxes", [1, *tile, columns]),
@@ -74,7 +74,8 @@ def compile_variant(
         "products": code.count("HGMMA"),
         "waits": len(waits),
         "scratch": len(re.findall(r"\b(?:STL|LDL)\b", code)),
-        "exponentials_beside_a_product": body.count("MUFU.EX2"),
+        "maxima_beside_a_product": body.count("FMNMX"),
+        "barriers": [int(n) for n in re.findall(r"bar(?:rier)?\.sync\s+(\d+)", kernel.asm["ptx"])],
     }
 
 

@@ -21,6 +21,7 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) not in HOPPER_
     pytest.skip("Gluon of this Triton is not known", allow_module_level=True)
 
 SHARED_LIMIT = 232_448
+FREE_QUERIES = 8  # the kernel's own first hardware barrier; the compiler's lie below
 ROOT = Path(__file__).parents[3]
 FULL = {"KB": 128, "BOXES": True, "RUNS": True, "rule": None, "dtype": "bf16"}
 # A variant, and how many scratch memory accesses it may have: a token rule, or runs alone, keep a
@@ -55,5 +56,7 @@ def test_variant(variant: dict[str, Any], scratch: int, tmp_path: Path) -> None:
     # Each group waits once for the first scores, twice in the loop, once at the end: more would
     # mean that the assembler has made the products run one after another.
     assert made["waits"] == 8
-    # 64 scores a thread: their exponentials must stand before the end of the product beside them.
-    assert made["exponentials_beside_a_product"] >= 64
+    # 64 scores a thread in two rows: their maxima must stand before the end of the product beside
+    # them.
+    assert made["maxima_beside_a_product"] >= 62
+    assert max(made["barriers"]) < FREE_QUERIES
