@@ -150,7 +150,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> None:
 def measured(bench: Bench, jobs: Iterable[Job], dense: Iterable[Subject]) -> None:
     """Time everything, in an order of chance: whatever drifts hits round calls and pairs alike."""
     measure_machine(bench)
-    by_name = {name_of(call): call for call in (*jobs, *dense)}
+    every: list[Job | Subject] = [*jobs, *dense]
+    by_name = {name_of(call): call for call in every}
     calls = [by_name[name] for name in sorted(by_name)]
     random.Random(0).shuffle(calls)
     bench.time(calls)

@@ -19,6 +19,7 @@ PARTS = ("row", "whole", "short", "partial")
 """What an item is made of: itself, then visits without a mask, under a length mask, and under the
 token rule."""
 FULL_BLOCK = 128
+NOTHING = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +27,8 @@ class Work:
     """A call's items.
 
     parts: float [lists, len(PARTS)], items and visits of 128 x 128 of each list of the plan.
-    copies: items of each list. order: int [items], the list of each item where program p of P takes
-    items p, p + P, ...; None where the GPU deals them.
+    copies: items of each list. order: int [n], the list of each item, or NOTHING, where program p
+    of P takes items p, p + P, ...; None where the GPU deals them.
     """
 
     parts: np.ndarray
@@ -48,8 +49,9 @@ class Work:
             share: np.ndarray = self.total * (busiest(work, programs) / max(work.sum(), 1e-9))
             return share
         programs = min(programs, len(self.order))
-        dealt = np.pad(self.parts[self.order], ((0, -len(self.order) % programs), (0, 0)))
-        loads: np.ndarray = dealt.reshape(-1, programs, len(PARTS)).sum(0)
+        dealt = np.pad(self.order, (0, -len(self.order) % programs), constant_values=NOTHING)
+        parts = np.append(self.parts, np.zeros((1, len(PARTS))), 0)
+        loads: np.ndarray = parts[dealt.reshape(-1, programs)].sum(0)
         worst: np.ndarray = loads[(loads @ prices).argmax()]
         return worst
 
@@ -72,7 +74,7 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
         # A plan of its own: the kernel keeps the lists of the GPU at hand, of as many programs.
         own = replace(plan.to("cpu"))
         items = work_lists(own, batch, heads, min(programs, copies * whole.size)).items
-        order = items[:, 2].numpy()
+        order = torch.where(items[:, 5] > 0, items[:, 2], NOTHING).numpy()
     return Work(parts.reshape(-1, len(PARTS)), copies, order)
 
 
