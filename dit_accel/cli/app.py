@@ -155,12 +155,16 @@ def doctor(
     debug: option.Debug = False,
 ) -> None:
     """Show versions, devices and backends; with --model, why it is not faster here."""
-    from dit_accel.cli.doctor import examine
+    from dit_accel.cli.doctor import check_alone, examine
     from dit_accel.cli.plan import diagnosis
 
+    if model is None:
+        check_alone(height=height, width=width, frames=frames, profile=profile, gpu=gpu)
+        out.print(examine())
+        return
+    found = diagnosis(model, height, width, frames, profile, gpu)
     out.print(examine())
-    if model is not None:
-        out.print(diagnosis(model, height, width, frames, profile, gpu))
+    out.print(found)
 
 
 app.command()(guarded(compare))

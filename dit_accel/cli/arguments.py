@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,43 @@ OPTIONS = {
     "image": "--image",
 }
 """Arguments of a pipeline that have an option of their own."""
+FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx_video": 24.0}
+"""Frames per second that a family's videos were trained with."""
 
 
 def accepted_by(pipeline_class: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of a pipeline's call."""
     return inspect.signature(pipeline_class.__call__).parameters
+
+
+def pipeline_call(
+    model: Model,
+    prompt: str,
+    options: Mapping[str, Any],
+    image: Path | None,
+    fps: float | None,
+    warn: Callable[[str], None],
+) -> tuple[Any, dict[str, Any], float]:
+    """The model's pipeline class, what to call it with, and the frames per second of its videos.
+
+    Raises DitAccelError for what the pipeline does not take or needs, before weights are loaded;
+    warns of sizes that it would round.
+    """
+    import diffusers
+
+    from dit_accel.cli.sizes import fit_sizes, skeleton
+
+    name = model.pipeline_name(with_image=image is not None)
+    pipeline_class = getattr(diffusers, name, None)
+    if pipeline_class is None:
+        version = diffusers.__version__
+        raise DitAccelError(f"diffusers {version} has no {name}: install the latest diffusers")
+    arguments = call_arguments(prompt, options, image, model, pipeline_class)
+    arguments = fit_sizes(skeleton(model, pipeline_class), arguments, warn)
+    rate = fps or FPS.get(model.family, 16.0)
+    if "frame_rate" in accepted_by(pipeline_class):
+        arguments["frame_rate"] = rate
+    return pipeline_class, arguments, rate
 
 
 def call_arguments(

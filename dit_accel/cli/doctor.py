@@ -29,6 +29,13 @@ def examine() -> Table:
     return table
 
 
+def check_alone(**options: str | int | None) -> None:
+    """Raise DitAccelError for an option that means nothing without --model."""
+    for name, value in options.items():
+        if value not in (None, "auto"):
+            raise DitAccelError(f"--{name} is for --model: add that, or leave it out.")
+
+
 def _versions() -> Iterator[tuple[str, str]]:
     yield "dit-accel", dit_accel.__version__
     yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 import dit_accel
 from dit_accel.cli import runtime
-from dit_accel.cli.arguments import accepted_by, call_arguments
+from dit_accel.cli.arguments import accepted_by, pipeline_call
 from dit_accel.cli.console import err, out, warn
 from dit_accel.cli.models import Model, find_model
 from dit_accel.cli.progress import denoising_bar
@@ -23,8 +23,6 @@ from dit_accel.video import check_output, check_writable, replacing, write_video
 
 if TYPE_CHECKING:
     import torch
-
-_FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx_video": 24.0}
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,7 @@ def run(request: Request) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written.") from None
     out.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    _say_if_dense(report)
     if request.report is not None:
         _write_report(request.report, report, job)
     wrote = f"\nWrote {_described(job, frames)} in {seconds:.1f} s"
@@ -106,24 +105,11 @@ def prepare(request: Request) -> Job:
         runtime.quiet()
         model = find_model(request.model, request.revision)
         profile = dit_accel.load_profile(request.profile, family=model.family)
-        import diffusers
-
-        from dit_accel.cli.sizes import fit_sizes, skeleton
-
-        name = model.pipeline_name(with_image=request.image is not None)
-        pipeline_class = getattr(diffusers, name, None)
-        if pipeline_class is None:
-            version = diffusers.__version__
-            raise DitAccelError(f"diffusers {version} has no {name}: install the latest diffusers")
-        arguments = call_arguments(
-            request.prompt, request.call, request.image, model, pipeline_class
+        pipeline_class, arguments, fps = pipeline_call(
+            model, request.prompt, request.call, request.image, request.fps, warn
         )
-        arguments = fit_sizes(skeleton(model, pipeline_class), arguments, warn)
-    accepted = accepted_by(pipeline_class)
-    fps = request.fps or _FPS.get(model.family, 16.0)
-    if "frame_rate" in accepted:
-        arguments["frame_rate"] = fps
-    output = Path(request.out or _default_name(request, video="num_frames" in accepted))
+    video = "num_frames" in accepted_by(pipeline_class)
+    output = Path(request.out or _default_name(request, video))
     check_output(output)
     if request.report is not None and request.report.resolve() == output.resolve():
         raise DitAccelError(f"--out and --report are the same file {output}: give two names")
@@ -190,6 +176,21 @@ def _write_report(path: Path, report: Any, job: Job) -> None:
     with replacing(path) as temporary:
         data = {"run": settings, "report": report.to_dict()}
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _say_if_dense(report: Any) -> None:
+    """Warn where the profile plans sparse attention and none of it ran."""
+    from dit_accel.attention import BREAK_EVEN, PROFILE
+
+    own = report.kinds["self"]
+    reasons = sorted(set(own["dense_reasons"]) - {PROFILE})
+    if reasons and not own["sparse"] and not own["reused"]:
+        hint = (
+            " At this size dense attention is as fast; with more pixels and frames sparse wins."
+            if BREAK_EVEN in reasons
+            else ""
+        )
+        warn(f"no self-attention ran sparse: {', '.join(reasons)}.{hint}")
 
 
 def _described(job: Job, frames: Any) -> str:

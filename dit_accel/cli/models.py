@@ -124,12 +124,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_folder(path: Path, name: str) -> None:
     """Say what is wrong with a path that is no pipeline folder."""
+    from dit_accel.planner.models import KNOWN
+
     if (path / INDEX).is_file():
         return
     if path.is_file():
         raise DitAccelError(
-            f"{name} is a single file. --model takes a folder in diffusers' format "
+            f"--model {name} is a single file: it takes a folder in diffusers' format "
             f"(with {INDEX}), a Hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or demo."
+        )
+    if name in KNOWN:
+        raise DitAccelError(
+            f"--model {name} is a name for `plan`, `doctor` and `bench`, which load no weights: "
+            "give the folder of a pipeline or its Hub id."
         )
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -141,7 +148,7 @@ def _check_folder(path: Path, name: str) -> None:
             f"there is no model folder {name}.{hint} "
             "A Hub id is written owner/name; the model of this repository is called demo."
         )
-    raise DitAccelError(f"{name} is no pipeline folder: it has no {INDEX}. {_found(path)}")
+    raise DitAccelError(f"--model {name} is no pipeline folder: it has no {INDEX}. {_found(path)}")
 
 
 def _found(path: Path) -> str:

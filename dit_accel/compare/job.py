@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dit_accel.cli import runtime
-from dit_accel.cli.arguments import accepted_by, call_arguments
+from dit_accel.cli.arguments import pipeline_call
 from dit_accel.cli.console import err, out, warn
 from dit_accel.cli.models import Model, demo_folder, find_model
 from dit_accel.compare import attention_level, tables
@@ -39,7 +39,6 @@ from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.video import check_writable, replacing
 
-FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx_video": 24.0}
 LEAST_WIDE, WIDE = 96, 240
 """Columns of a table on a terminal at least, and in a log."""
 SPEED_PERIOD_S = 600.0
@@ -94,6 +93,9 @@ def run(options: Options) -> None:
 
     Raises DitAccelError for whatever cannot be done, before anything heavy where possible.
     """
+    for option, value in (("--layers", options.layers), ("--moments", options.moments)):
+        if value is not None:
+            raise DitAccelError(f"{option} is for --attention: add that, or leave it out.")
     job = prepare(options)
     methods = _methods(job)
     asked = run_of(job.request, methods, job.device, job.dtype)
@@ -170,13 +172,16 @@ def prepare(options: Options) -> Job:
     with err.status(Text(f"Looking at {options.model}")):
         runtime.quiet()
         model = find_model(options.model, options.revision)
-        pipeline_class, call = _call(options, model, prompts[0])
+        pipeline_class, call, fps = pipeline_call(
+            model, prompts[0], options.call, options.image, options.fps, warn
+        )
+    call.pop("prompt")
     request = Request(
         prompts=prompts,
         seeds=list(dict.fromkeys(seeds)),
         call=call,
         metrics=[name for name in metrics if model.demo or options.metrics or name != "adherence"],
-        fps=options.fps or FPS.get(model.family, 16.0),
+        fps=fps,
         repeats=options.repeats,
         error_maps=options.error_maps,
         keep_going=options.keep_going,
@@ -194,25 +199,6 @@ def load(job: Job) -> Any:
         pipe = runtime.load(job.model, job.pipeline_class, job.dtype, job.options.variant)
         runtime.place(pipe, job.device, job.options.offload)
     return pipe
-
-
-def _call(options: Options, model: Model, prompt: str) -> tuple[Any, dict[str, Any]]:
-    """The pipeline's class, and the arguments that all its calls share."""
-    import diffusers
-
-    from dit_accel.cli.sizes import fit_sizes, skeleton
-
-    name = model.pipeline_name(with_image=options.image is not None)
-    pipeline_class = getattr(diffusers, name, None)
-    if pipeline_class is None:
-        version = diffusers.__version__
-        raise DitAccelError(f"diffusers {version} has no {name}: install the latest diffusers")
-    arguments = call_arguments(prompt, options.call, options.image, model, pipeline_class)
-    arguments = fit_sizes(skeleton(model, pipeline_class), arguments, warn)
-    arguments.pop("prompt")
-    if "frame_rate" in accepted_by(pipeline_class):
-        arguments["frame_rate"] = options.fps or FPS.get(model.family, 24.0)
-    return pipeline_class, arguments
 
 
 def _methods(job: Job) -> list[Method]:

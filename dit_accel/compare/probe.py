@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from dit_accel.api import Session, session_of
 from dit_accel.broadcast import tensors_of
 from dit_accel.compare.methods import self_sites, site_names
+from dit_accel.errors import DitAccelError
 from dit_accel.layout import TokenLayout
 from dit_accel.policy import SiteKey
 from dit_accel.state import Site
@@ -108,9 +109,18 @@ def capturing(
     Args:
         layers: indices of blocks, negative ones from the end; None for all.
         moments: fractions of the run in [0, 1]: the step that begins there, 1.0 is the last one.
+
+    Raises:
+        DitAccelError: the model has no such block.
     """
     session = session_of(pipe)
     count = max((key.layers for key in self_sites(session)), default=0)
+    for layer in layers or ():
+        if not -count <= layer < count:
+            raise DitAccelError(
+                f"layers: expected blocks of this model, 0 to {count - 1} (-1 is the last one), "
+                f"got {layer}."
+            )
     wanted = None if layers is None else {layer % count for layer in layers}
 
     def look(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

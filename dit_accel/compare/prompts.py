@@ -25,7 +25,7 @@ def read_prompts(source: str) -> list[str]:
     lines = [line.strip() for line in _text(path).splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise DitAccelError(f"{path} holds no prompts: write one a line.")
+        raise DitAccelError(f"prompts file {path} holds no prompts: write one a line.")
     return list(dict.fromkeys(found))
 
 
@@ -45,7 +45,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DitAccelError(
-            f"{path} is not UTF-8: byte {error.start} (line {line}) cannot be read. "
+            f"prompts file {path} is not UTF-8: byte {error.start} (line {line}) cannot be read. "
             "Save it as UTF-8."
         ) from error
     except OSError as error:

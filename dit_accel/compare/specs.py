@@ -149,7 +149,7 @@ def _value(key: str, text: str, spec: str) -> Any:
     except tomllib.TOMLDecodeError as error:
         if re.fullmatch(r"[\w.*-]+(,[\w.*-]+)*", text):
             return text
-        raise DitAccelError(f"{key} in profile {spec!r} is not a value: {error}.") from error
+        raise DitAccelError(f"profile {spec!r}: {key} is not a value: {error}.") from error
 
 
 def _window(numbers: list[float]) -> dict[str, list[float]]:

@@ -218,8 +218,8 @@ def _joined(before: Run, run: Run, folder: Path, resume: bool) -> Run:
     fixed += [f"profile {n!r}" for n in sorted(shared) if before.profiles[n] != run.profiles[n]]
     if fixed:
         raise DitAccelError(
-            f"{folder} holds a run with another {_listed(fixed)}: its clips cannot be compared "
-            "with these. Use --overwrite to replace it, or another --out folder."
+            f"--out {folder} holds a run with another {_listed(fixed)}: its clips cannot be "
+            "compared with these. Use --overwrite to replace it, or another --out folder."
         )
     asked = [
         name
@@ -228,8 +228,8 @@ def _joined(before: Run, run: Run, folder: Path, resume: bool) -> Run:
     ]
     if asked and not resume:
         raise DitAccelError(
-            f"{folder} holds a different run's results (other {_listed(asked)}). Use --resume to "
-            "add to it, --overwrite to replace it, or another --out folder."
+            f"--out {folder} holds a different run's results (other {_listed(asked)}). Use "
+            "--resume to add to it, --overwrite to replace it, or another --out folder."
         )
     return dataclasses.replace(
         run,

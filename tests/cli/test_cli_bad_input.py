@@ -104,6 +104,7 @@ def test_wrong_model_folders(cli, tiny_wan: Path, tmp_path: Path):
     cases: dict[str, tuple[str, ...]] = {
         str(tiny_wan.parent / "tiny-wam"): ("There is no model folder", "tiny-wan?", "owner/name"),
         "dem": ("Did you mean demo?",),
+        "wan-14b": ("--model wan-14b is a name for `plan`", "Hub id"),
         str(tiny_wan / "model_index.json"): ("single file", "diffusers' format"),
         str(tiny_wan / "vae"): ("no model_index.json", "one component", str(tiny_wan)),
         str(tiny_wan.parent): ("no model_index.json", "Did you mean", "tiny-wan?"),
@@ -164,3 +165,22 @@ def test_unknown_command_and_family(cli):
     assert code == 2 and "No such command" in text
     code, text = cli("profiles", "--family", "wann")
     assert code == 2 and "Did you mean 'wan'?" in text
+
+
+def test_a_folder_s_name_stays_as_it_is(cli, tmp_path: Path):
+    (tmp_path / "here" / "models").mkdir()
+    code, text = cli("generate", "a red circle", "--model", "models")
+    assert code == 2 and "--model models is no pipeline folder" in text
+
+
+@pytest.mark.parametrize(
+    "option", ["--height 720", "--width 720", "--frames 9", "--profile fast", "--gpu h200"]
+)
+def test_what_doctor_has_no_use_for_without_a_model(cli, option: str):
+    code, text = cli("doctor", *option.split())
+    assert code == 2 and f"{option.split()[0]} is for --model" in text
+
+
+def test_doctor_says_what_is_wrong_and_nothing_else(cli):
+    code, text = cli("doctor", "--model", "flux", "--profile", "fats")
+    assert code == 2 and "Did you mean 'fast'" in text and "dit-accel doctor" not in text

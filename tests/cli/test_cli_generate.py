@@ -68,6 +68,14 @@ def test_strict_says_why(cli, tiny_wan: Path):
     assert code == 2 and "break-even" in text and os.listdir() == []
 
 
+def test_a_run_that_stays_dense_says_so(cli, tiny_wan: Path):
+    told = "no self-attention ran sparse: below break-even. At this size dense attention is as fast"
+    code, text = cli("generate", "a red circle", "--model", tiny_wan, *SMALL)
+    assert code == 0 and f"warning: {told}" in text
+    code, text = cli("generate", "a", "--model", tiny_wan, *SMALL, "--profile", "dense")
+    assert code == 0 and "ran sparse" not in text
+
+
 def test_a_profile_file_runs_sparse(cli, tiny_wan: Path, tmp_path: Path):
     profile = tmp_path / "mine.toml"
     profile.write_text(
@@ -79,6 +87,7 @@ def test_a_profile_file_runs_sparse(cli, tiny_wan: Path, tmp_path: Path):
     assert code == 0, text
     report = json.loads(Path("r.json").read_text())["report"]
     assert report["self"]["sparse"] == report["self"]["calls"] == 8
+    assert "no self-attention ran sparse" not in text
 
 
 def test_failures_end_with_one_line(cli, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dit_accel import report
 from dit_accel.cli import runtime
 
 FLUX = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1}
@@ -47,8 +48,8 @@ class Recorder:
     def enable_sparse_attention(self, *args: Any, **kwargs: Any) -> None:
         self.enabled = kwargs
 
-    def sparse_attention_report(self) -> str:
-        return "the report"
+    def sparse_attention_report(self) -> report.Report:
+        return report.Recorder().report()
 
 
 class Images:

@@ -50,7 +50,12 @@ def test_from_the_command_line_to_the_page(cli, wan_folder, sparse, monkeypatch)
     assert code == 0 and "4 clips are there already" in output and "faster" in output
     assert Results.from_json(Path("report/results.json").read_text()) == results
     code, output = cli(*arguments, "--seeds", "0,1")
-    assert code == 2 and "--resume" in output and "--overwrite" in output
+    assert (
+        code == 2
+        and "--out report holds" in output
+        and "--resume" in output
+        and "--overwrite" in output
+    )
     code, output = cli(*arguments, "--guidance-scale", 2.0, "--resume")
     assert code == 2 and "guidance_scale" in output
 
@@ -89,6 +94,8 @@ def test_the_table_of_attention(cli, wan_folder):
     assert len(Path("table/attention.csv").read_text().splitlines()) == 17
     code, output = cli(*arguments)
     assert code == 2 and "exists" in output
+    code, output = cli(*arguments, "--layers", "0,2", "--out", "other")
+    assert code == 2 and "0 to 1 (-1 is the last one), got 2" in output
 
 
 @pytest.mark.usefixtures("no_loading")
@@ -110,6 +117,8 @@ def test_the_table_of_attention(cli, wan_folder):
         (["--resume", "--overwrite"], ["choose one"]),
         (["--attention", "--moments", "2"], ["--moments"]),
         (["--attention", "--layers", "x"], ["--layers"]),
+        (["--layers", "0"], ["--layers is for --attention"]),
+        (["--moments", "0"], ["--moments is for --attention"]),
         (["--model", "gone"], ["gone"]),
     ],
 )
