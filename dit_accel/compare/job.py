@@ -161,6 +161,8 @@ def run_attention(options: Options) -> None:
 def prepare(options: Options) -> Job:
     """Check the options against the machine and the model, without loading weights."""
     seeds = _numbers("--seeds", options.seeds, int)
+    if min(seeds) < 0:
+        raise DitAccelError(f"--seeds are whole numbers >= 0, got {min(seeds)}.")
     metrics = _names(options.metrics) if options.metrics is not None else list(DEFAULT)
     check_metrics(metrics)
     prompts = _prompts(options)

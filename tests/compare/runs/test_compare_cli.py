@@ -108,6 +108,7 @@ def test_the_table_of_attention(cli, wan_folder):
         (["--metrics", "pnsr"], ["Did you mean 'psnr'"]),
         (["--against", "cache-dt"], ["Did you mean 'cache-dit'"]),
         (["--seeds", "one"], ["--seeds", "0,1,2"]),
+        (["--seeds", "3,-1"], ["--seeds", ">= 0, got -1"]),
         (["--error-maps", "every"], ["error maps", "first"]),
         (["--backend", "tritn"], ["Did you mean 'triton'"]),
         (["--prompts", "gone.txt"], ["gone.txt"]),
