@@ -1,8 +1,7 @@
 """How a call's work is spread over the GPU: what the program that ends last has to do.
 
 An item is a query block of a head. Portable kernels start items longest first and the GPU deals
-them to whoever is free. The Hopper kernel deals them beforehand: then the order is its own, which
-balances tiles, not time, so that masked tiles can weigh on one program more than on others.
+them to whoever is free. The Hopper kernel deals them beforehand, by weights of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ PARTS = ("row", "whole", "short", "partial")
 """What an item is made of: itself, then visits without a mask, under a length mask, and under the
 token rule."""
 FULL_BLOCK = 128
-NOTHING = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +25,14 @@ class Work:
     """A call's items.
 
     parts: float [lists, len(PARTS)], items and visits of 128 x 128 of each list of the plan.
-    copies: items of each list. order: int [n], the list of each item, or NOTHING, where program p
-    of P takes items p, p + P, ...; None where the GPU deals them.
+    copies: items of each list. lists, owners: int [n], the list of each item and the program that
+    takes it; None where the GPU deals them.
     """
 
     parts: np.ndarray
     copies: int
-    order: np.ndarray | None
+    lists: np.ndarray | None = None
+    owners: np.ndarray | None = None
 
     @property
     def total(self) -> np.ndarray:
@@ -44,14 +43,12 @@ class Work:
     def busiest(self, prices: np.ndarray, programs: int) -> np.ndarray:
         """Parts of the program that has most at these prices; of none in particular where the GPU
         deals: then all parts are as much above the mean."""
-        if self.order is None:
+        if self.lists is None or self.owners is None:
             work = np.tile(self.parts @ prices, self.copies)
             share: np.ndarray = self.total * (busiest(work, programs) / max(work.sum(), 1e-9))
             return share
-        programs = min(programs, len(self.order))
-        dealt = np.pad(self.order, (0, -len(self.order) % programs), constant_values=NOTHING)
-        parts = np.append(self.parts, np.zeros((1, len(PARTS))), 0)
-        loads: np.ndarray = parts[dealt.reshape(-1, programs)].sum(0)
+        loads = np.zeros((self.owners.max() + 1, len(PARTS)))
+        np.add.at(loads, self.owners, self.parts[self.lists])
         worst: np.ndarray = loads[(loads @ prices).argmax()]
         return worst
 
@@ -69,13 +66,15 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
     rows = np.full_like(whole, plan.block_q / FULL_BLOCK)
     parts = np.stack([rows, area * whole, area * short, area * partial], -1)
     copies = (batch // whole.shape[0]) * (heads // whole.shape[1])
-    order = None
-    if backend == "hopper":
-        # A plan of its own: the kernel keeps the lists of the GPU at hand, of as many programs.
-        own = replace(plan.to("cpu"))
-        items = work_lists(own, batch, heads, min(programs, copies * whole.size)).items
-        order = torch.where(items[:, 5] > 0, items[:, 2], NOTHING).numpy()
-    return Work(parts.reshape(-1, len(PARTS)), copies, order)
+    parts = parts.reshape(-1, len(PARTS))
+    if backend != "hopper":
+        return Work(parts, copies)
+    # A plan of its own: the kernel keeps the lists of the GPU at hand, of as many programs.
+    own = replace(plan.to("cpu"))
+    dealt = work_lists(own, batch, heads, min(programs, copies * whole.size))
+    starts = dealt.work[:, 0].contiguous()
+    owners = torch.searchsorted(starts, torch.arange(len(dealt.items)).int(), right=True) - 1
+    return Work(parts, copies, dealt.items[:, 2].numpy(), owners.numpy())
 
 
 def area_of(plan: BlockPlan) -> float:

@@ -1,6 +1,6 @@
 """The block-sparse forward kernel of Hopper GPUs (capability 9.0), in Triton's Gluon.
 
-A persistent grid: each program takes query blocks of 128 rows from a work list. One warp feeds
+A persistent grid: each program has a list of query blocks of 128 rows. One warp feeds
 tiles of 128 keys through shared memory with bulk tensor copies; two groups of four warps hold 64
 query rows each. With tile scores S_t = q k_t^T, a group issues S_t, then acc += P_(t-1) v_(t-1),
 finds the maxima of S_t while that product runs, and takes the exponentials (see portable.forward)
@@ -59,18 +59,6 @@ def _load_params(at):
         gl.load(at + 4), gl.load(at + 5), gl.load(at + 6), gl.load(at + 7),
         gl.load(at + 8), gl.load(at + 9), gl.load(at + 10), gl.load(at + 11),
         gl.load(at + 12), gl.load(at + 13), gl.load(at + 14), gl.load(at + 15),
-    )  # fmt: skip
-
-
-@gluon.jit
-def _item(at):
-    """(sample, head, row of the lists, code, tokens, tiles, tiles without a mask) of a query block.
-
-    Loaded one item ahead, so that nobody waits for it.
-    """
-    return (
-        gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3), gl.load(at + 4),
-        gl.load(at + 5), gl.load(at + 6),
     )  # fmt: skip
 
 
@@ -154,8 +142,8 @@ def _produce(
     BOXES: gl.constexpr, RUNS: gl.constexpr,
 ):  # fmt: skip
     # Step t brings K of tile t and V of tile t - 1, which the groups' step t multiplies.
-    tiles = gl.load(work + gl.program_id(0))
-    i = gl.program_id(0)
+    i = gl.load(work + gl.program_id(0) * 2)
+    tiles = gl.load(work + gl.program_id(0) * 2 + 1)
     item = items + i * 8
     follows = gl.load(item + 2) * width
     at = follows
@@ -195,7 +183,7 @@ def _produce(
             done += 1  # noqa: SIM113
             kv = head // group
             at = follows
-            i += gl.num_programs(0)
+            i += 1
             item = items + gl.minimum(i, n_items - 1) * 8
             follows = gl.load(item + 2) * width
             t = 0
@@ -236,15 +224,19 @@ def _produce(
 
 @gluon.jit
 def _masked(
-    s, codes, metas, rows, grid_t, grid_h, grid_w, rule_params,
+    s, items, item, t, codes, metas, width, grid_t, grid_h, grid_w, rule_params,
     KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
-    BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr, RULE: gl.constexpr,
-    OTHER: gl.constexpr,
+    SPLIT: gl.constexpr, BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr,
+    RULE: gl.constexpr, OTHER: gl.constexpr,
 ):  # fmt: skip
-    """Scores [64, 128] of one tile with -inf where a pair does not count.
+    """Scores [64, 128] of an item's tile t with -inf where a pair does not count.
 
-    rows: code of the group's first query; codes, metas: where the entries of the tile lie.
+    SPLIT: how far the code of the group's first query is from the item's.
     """
+    entry = gl.load(items + item * 8 + 2).to(gl.int64) * width + t * (128 // KB)
+    rows = gl.load(items + item * 8 + 3) + SPLIT
+    codes += entry
+    metas += entry
     column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
     code = gl.load(codes)
     meta = gl.load(metas)
@@ -322,12 +314,16 @@ def _scaled(x, factor):
 
 @gluon.jit
 def _finish(
-    acc, top, sums, sample, head, code, length, out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b, lse_h,
+    acc, top, sums, items, item, out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b, lse_h,
     grid_t, grid_h, grid_w, video,
     D: gl.constexpr, Q_BOX: gl.constexpr, SPLIT: gl.constexpr, HALF: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr, S_L: gl.constexpr, O_L: gl.constexpr,
 ):  # fmt: skip
     """Store out = acc / sums and LSE = (top + log2 sums) ln 2 of this group's 64 rows."""
+    sample = gl.load(items + item * 8)
+    head = gl.load(items + item * 8 + 1)
+    code = gl.load(items + item * 8 + 3)
+    length = gl.load(items + item * 8 + 4)
     row = gl.arange(0, 64, layout=gl.SliceLayout(1, S_L))
     start = code + HALF * SPLIT
     if BOXES:
@@ -384,14 +380,14 @@ def _consume(
     zero = gl.zeros([64, 128], gl.float32, S_L)
     acc = gl.zeros([64, D], gl.float32, O_L)
     top = gl.full([64], float("-inf"), gl.float32, R_L)
-    tiles = gl.load(work + gl.program_id(0))
-    i = gl.program_id(0)
-    sample, head, place, code, length, total, bare = _item(items + i * 8)
-    i += gl.num_programs(0)
-    sample_, head_, place_, code_, length_, total_, bare_ = _item(
-        items + gl.minimum(i, n_items - 1) * 8
-    )
-    at = place.to(gl.int64) * width
+    item = gl.load(work + gl.program_id(0) * 2)
+    tiles = gl.load(work + gl.program_id(0) * 2 + 1)
+    # Of the items' rows two numbers are kept, those of the next one as well: nobody waits for them.
+    total = gl.load(items + item * 8 + 5)
+    bare = gl.load(items + item * 8 + 6)
+    row_ = items + gl.minimum(item + 1, n_items - 1) * 8
+    total_ = gl.load(row_ + 5)
+    bare_ = gl.load(row_ + 6)
     done = 0
     mbarrier.wait(q_full.index(0), 0)
     mbarrier.wait(full.index(0), 0)
@@ -400,8 +396,8 @@ def _consume(
     s = warpgroup_mma_wait(0, deps=(s,))
     _arrive(done + FREE_TILE)
     if bare == 0:
-        s = _masked(s, codes + at, metas + at, code + HALF * SPLIT, grid_t, grid_h, grid_w,
-                    rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL, RULE,
+        s = _masked(s, items, item, 0, codes, metas, width, grid_t, grid_h, grid_w, rule_params,
+                    KB, Q_BOX, K_BOX, S_L, HALF * SPLIT, BOXES, RUNS, PARTIAL, RULE,
                     OTHER)  # fmt: skip
     x, top, alpha = _exponents(s, top, scale)
     p = gl.exp2(x)
@@ -411,24 +407,16 @@ def _consume(
     t = 1
     for now in range(1, tiles):
         first = t == total
-        old_sample = sample
-        old_head = head
-        old_code = code
-        old_length = length
+        old_item = item
         if first:
             _arrive((done & 1) + FREE_QUERIES)
             done += 1
-            sample = sample_
-            head = head_
-            code = code_
-            length = length_
+            item += 1
             total = total_
             bare = bare_
-            at = place_.to(gl.int64) * width
-            i += gl.num_programs(0)
-            sample_, head_, place_, code_, length_, total_, bare_ = _item(
-                items + gl.minimum(i, n_items - 1) * 8
-            )
+            row_ = items + gl.minimum(item + 1, n_items - 1) * 8
+            total_ = gl.load(row_ + 5)
+            bare_ = gl.load(row_ + 6)
             t = 0
             mbarrier.wait(q_full.index(done & 1), (done >> 1) & 1)
         stage = now % STAGES
@@ -440,9 +428,8 @@ def _consume(
         # K of this tile, and V of the tile two before it, whose product has ended.
         _arrive(stage + FREE_TILE)
         if t >= bare:
-            entry = at + t * (128 // KB)
-            s = _masked(s, codes + entry, metas + entry, code + HALF * SPLIT, grid_t, grid_h,
-                        grid_w, rule_params, KB, Q_BOX, K_BOX, S_L, BOXES, RUNS, PARTIAL,
+            s = _masked(s, items, item, t, codes, metas, width, grid_t, grid_h, grid_w,
+                        rule_params, KB, Q_BOX, K_BOX, S_L, HALF * SPLIT, BOXES, RUNS, PARTIAL,
                         RULE, OTHER)  # fmt: skip
         old_top = top
         old_sums = sums
@@ -455,9 +442,9 @@ def _consume(
         acc = warpgroup_mma_wait(0, deps=(acc,))
         if first:
             _finish(
-                acc, old_top, old_sums, old_sample, old_head, old_code, old_length,
-                out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b, lse_h,
-                grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
+                acc, old_top, old_sums, items, old_item, out_ptr, lse_ptr, o_sb, o_ss, o_sh,
+                lse_b, lse_h, grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS,
+                S_L, O_L,
             )  # fmt: skip
             acc = gl.zeros([64, D], gl.float32, O_L)
         p = gl.exp2(x)
@@ -468,8 +455,8 @@ def _consume(
     acc = warpgroup_mma(w, v_s.index((tiles - 1) % (STAGES + 1)), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     _finish(
-        acc, top, sums, sample, head, code, length, out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b,
-        lse_h, grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
+        acc, top, sums, items, item, out_ptr, lse_ptr, o_sb, o_ss, o_sh, lse_b, lse_h,
+        grid_t, grid_h, grid_w, video, D, Q_BOX, SPLIT, HALF, BOXES, RUNS, S_L, O_L,
     )  # fmt: skip
 
 

@@ -34,8 +34,8 @@ RULES = {name: gluon.jit(rule) for name, rule in TOKEN_RULES.items()}
 class Config:
     """A variant of the kernel.
 
-    stages: tiles of keys in flight; of values one more. registers, feeder: of a thread that multiplies, and of one that
-    copies; 8 warps of the first and 4 of the second share 65,536.
+    stages: tiles of keys in flight; of values one more. registers, feeder: of a thread that
+    multiplies, and of one that copies; 8 warps of the first and 4 of the second share 65,536.
     """
 
     stages: int
@@ -153,11 +153,19 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
         return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
     if plan.box is None and plan.list_kinds.partial:
         return "a token rule needs blocks that are boxes of the grid"
+    if _entries(plan) >= 1 << 31:
+        return f"{_entries(plan)} list entries: needs less than 2^31"
     if plan.q_blocks.count == 0:
         return "no queries"
     if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
         return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
     return None
+
+
+def _entries(plan: BlockPlan) -> int:
+    """Numbers in a plan's lists; the kernel counts them in int32."""
+    partial = 0 if plan.partial_index is None else plan.partial_index.numel()
+    return plan.full_index.numel() + partial
 
 
 @lru_cache(maxsize=1)

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_accel.kernels.hopper.deal import first_free
 from dit_accel.kernels.plan import BlockPlan, BlockTable
 
 RUN = 1 << 30
 NOTHING = -1
 PARTIAL = 256
+# What an item takes, in tenths of a tile without a mask: each of its tiles, those whose scores are
+# masked by length or by a token rule as well, and its beginning and end.
+TILE_WEIGHT = 10
+SHORT_WEIGHT = 12
+MASKED_WEIGHT = 22
+ITEM_WEIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,8 @@ class WorkLists:
     """A plan in the kernel's form (see `forward`); all int32.
 
     items [n, 8]: a query block each: sample, head, row of the lists, code, tokens, tiles, tiles
-        without a mask. Program p of P takes items p, p + P, ...
-    work [P]: tiles of 128 keys of each program.
+        without a mask. Those of one program stand together, in its order.
+    work [P, 2]: each program's first item, and its tiles of 128 keys.
     codes, metas [Bl, Hl, NQ, W]: where the key blocks are, and how many tokens each has, plus
         PARTIAL where the token rule applies.
     """
@@ -52,10 +59,15 @@ def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLi
     if (batch, heads) not in known:
         codes, metas, tiles, bare = _key_lists(plan)
         items = _items(plan, tiles, bare, batch, heads)
-        items = items[_dealt(items, programs)]
-        work = torch.nn.functional.pad(items[:, 5], (0, -len(items) % programs))
-        work = work.view(-1, programs).sum(0, dtype=torch.int32)
-        known[batch, heads] = WorkLists(items, work, codes, metas)
+        items = items[_order(items)]
+        masked = MASKED_WEIGHT if plan.list_kinds.partial else SHORT_WEIGHT
+        weights = ITEM_WEIGHT + masked * items[:, 5] - (masked - TILE_WEIGHT) * items[:, 6]
+        owners = first_free(weights, programs).long()
+        work = torch.zeros((2, programs), dtype=torch.int32, device=plan.device)
+        work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, 5]]))
+        counts, tiles = work
+        work = torch.stack([counts.cumsum(0) - counts, tiles], -1).int().contiguous()
+        known[batch, heads] = WorkLists(items[owners.argsort(stable=True)], work, codes, metas)
     return known[batch, heads]
 
 
@@ -119,18 +131,11 @@ def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int)
     return torch.stack([c.int().expand(shape) for c in columns], -1).view(-1, 8)
 
 
-def _dealt(items: Tensor, programs: int) -> Tensor:
-    """The order of the items: very long ones first, then head by head, longest first in each.
-
-    Heads stay together because their keys and values share the cache. Rows of `programs` items run
-    forth and back, so that no program gets the longest of each row.
-    """
+def _order(items: Tensor) -> Tensor:
+    """The order in which items are dealt: very long ones first, then head by head, longest first in
+    each. Heads stay together because their keys and values share the cache."""
     tiles = items[:, 5].long()
     long = tiles > 2 * tiles.float().mean()
     line = items[:, 0].long() * (items[:, 1].max() + 1) + items[:, 1]
     key = torch.where(long, 0, line + 1) * (1 << 24) - tiles
-    order = key.argsort(stable=True)
-    rows = len(order) // programs
-    full = order[: rows * programs].view(rows, programs).clone()
-    full[1::2] = full[1::2].flip(-1)
-    return torch.cat([full.view(-1), order[rows * programs :]])
+    return key.argsort(stable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import itertools
 import os
 import subprocess
 import sys
@@ -112,12 +113,15 @@ def test_small_blocks_cost_their_share() -> None:
 def busiest_as_dealt(plan: BlockPlan, known: Constants, heads: int, programs: int) -> float:
     """Nanoseconds of the Hopper kernel's busiest program, from the lists that it is given: tiles
     without a mask, and the others, which all take the masked step."""
-    items = work_lists(plan, 1, heads, programs).items.tolist()
+    lists = work_lists(plan, 1, heads, programs)
+    starts = [*lists.work[:, 0].tolist(), len(lists.items)]
     mask = plan.token_mask
     masked = known.short if mask is None else known.rules[mask.name]
-    loads = [0.0] * programs
-    for place, (*_, tiles, bare, _) in enumerate(items):
-        loads[place % programs] += known.row + bare * known.whole + (tiles - bare) * masked
+    loads = []
+    for begin, end in itertools.pairwise(starts):
+        tiles, bare = lists.items[begin:end, 5:7].sum(0).tolist()
+        spent = (end - begin) * known.row + bare * known.whole + (tiles - bare) * masked
+        loads.append(spent)
     return known.launch + max(loads)
 
 
@@ -148,7 +152,7 @@ def test_fits_follow_the_deal_of_the_hopper_kernel() -> None:
     assert found.rules == pytest.approx(dict(TRUE.rules), rel=0.02)
     assert max(map(abs, errors(samples, found, 132))) < 0.01
     as_if_free = [Sample(s.ms, 1, s.heads, s.length, s.plan) for s in samples]
-    assert max(map(abs, errors(as_if_free, found, 132))) > 0.05
+    assert max(map(abs, errors(as_if_free, found, 132))) > 0.03
 
 
 def test_head_dims_between_and_beyond() -> None:

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton.experimental.gluon")
+import triton
+
 from dit_accel.kernels.hopper import launch
+from dit_accel.kernels.hopper.deal import _first_free, first_free
 from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
 from dit_accel.kernels.hopper.lists import PARTIAL, RUN, work_lists
 from dit_accel.kernels.patterns import pattern
@@ -65,8 +68,10 @@ def check(plan: BlockPlan, layout: TokenLayout, batch: int, heads: int) -> None:
         assert all(c == -1 for c, _ in listed[len(wanted) :])
         assert all(m == plan.block_k for _, m in listed[: bare * together])
     assert len(seen) == len(lists.items) == batch * heads * blocks
-    for program in range(PROGRAMS):
-        assert lists.work[program] == lists.items[program::PROGRAMS, 5].sum()
+    starts, tiles = lists.work.unbind(-1)
+    ends = [*starts.tolist()[1:], len(lists.items)]
+    for begin, end, work in zip(starts.tolist(), ends, tiles.tolist(), strict=True):
+        assert begin < end and work == lists.items[begin:end, 5].sum()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -85,11 +90,26 @@ def test_runs_with_lists_per_sample_and_head(block_k: int, runs_plan: Make) -> N
 
 
 def test_work_is_dealt_evenly() -> None:
-    """Text rows see everything: the programs' tiles must not differ by a whole one of them."""
+    """Text rows see everything and come first: the rest fills up to its last items' length."""
     layout = TokenLayout((8, 24, 32), after=256)
     plan = SlidingTile({"tiles": [1, 3, 3]}, [2, 8, 8]).build(layout, "cpu", layout_kind="boxes")
-    work = work_lists(plan, 1, 4, PROGRAMS).work
-    assert work.max() - work.min() < plan.full_count.max()
+    tiles = work_lists(plan, 1, 4, PROGRAMS).work[:, 1]
+    assert tiles.max() - tiles.min() <= plan.full_count[..., : 8 * 24 * 32 // 128].max()
+
+
+@pytest.mark.parametrize("programs", [1, 3, 132])
+def test_first_free(programs: int, device: torch.device) -> None:
+    """Each item goes to the program that has least so far; the GPU's kernel agrees."""
+    weights = torch.randint(1, 50, (700,), generator=torch.Generator().manual_seed(0)).int()
+    loads, expected = [0] * programs, []
+    for weight in weights.tolist():
+        expected.append(loads.index(min(loads)))
+        loads[expected[-1]] += weight
+    assert first_free(weights, programs).tolist() == expected
+    owners = torch.full_like(weights, -1, device=device)
+    width = triton.next_power_of_2(programs)
+    _first_free[(1,)](weights.to(device), owners, 700, programs, WIDTH=width, num_warps=1)
+    assert owners.tolist() == expected
 
 
 def test_obstacles(qkv: Make, random_plan: Make) -> None:
