@@ -119,10 +119,11 @@ def test_ctrl_c_while_denoising(tiny_wan: Path, tmp_path: Path):
     command = [sys.executable, "-m", "dit_accel.cli", "generate", "a red circle"]
     command += ["--model", str(tiny_wan), "--height", "32", "--width", "32", "--frames", "5"]
     command += ["--steps", "100000", "--out", "x.mp4", "--device", "cpu"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
         stdout=terminal,
         stderr=terminal,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
