@@ -1,6 +1,7 @@
 """A few calls of one kernel, for a profiler.
 
-ncu --metrics gpc__cycles_elapsed.max,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed \
+ncu --metrics \
+    gpc__cycles_elapsed.max,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed \
     -k 'regex:^forward|flash' python samples/one_call.py --backend hopper --head-dim 128
 
 Random blocks of 128 keys; the sizes are those of the bench (32,768 tokens of 12 heads of 128, or
