@@ -28,6 +28,7 @@ from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.planner.clock import STEADY, Clock, Reading
 from dit_accel.planner.models import Subject
 
 STOCK = ("cudnn", "fa2", "sdpa")
@@ -168,7 +169,7 @@ class Bench:
         """Milliseconds of a call on a GPU that has been at work for a while; MHz right after it."""
         run, flops = self.runner(call), self.flops(call)
         load.end(HEAD_MS)
-        for _ in range(min(OWN, math.ceil(OWN_FLOPS / flops))):
+        for _ in range(self.ahead(flops)):
             run()
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(self.times(flops) + 2)]
         marks[0].record()
@@ -180,6 +181,24 @@ class Bench:
         torch.cuda.synchronize(self.device)
         spent = [begin.elapsed_time(end) for begin, end in pairwise(marks)]
         return statistics.median(spent[:-1]), CLOCK_CYCLES / spent[-1] / 1e3
+
+    def ahead(self, flops: float) -> int:
+        """How many calls of its kind go before the ones that are timed."""
+        return min(OWN, math.ceil(OWN_FLOPS / flops))
+
+    def reading(self, call: Job | Subject) -> Reading:
+        """The clock right behind a call's last one."""
+        flops, name = self.flops(call), name_of(call)
+        mhz, ms = self.clocks[name], self.known[name]
+        return Reading(mhz, (self.ahead(flops) + self.times(flops)) * ms, flops / ms / mhz / 1e6)
+
+    def mhz(self, call: Job | Subject, clock: Clock) -> float:
+        """The clock of the call whose time was kept: the middle one of those that were timed."""
+        if name_of(call) not in self.clocks:
+            return STEADY.busy
+        last = self.reading(call)
+        earlier = last.ms - self.times(self.flops(call)) / 2 * self.ms(name_of(call))
+        return last.mhz * clock.at(last.kflops, earlier) / clock.at(last.kflops, last.ms)
 
     def times(self, flops: float) -> int:
         """How often a call is timed: a long one less, its times scatter little."""

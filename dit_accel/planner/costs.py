@@ -4,7 +4,8 @@ A sparse call is a list of items, one for each query block of each head: an item
 for each key block that it visits, `whole`, `short` or `partial` (no mask, a length mask, the token
 rule). Items are dealt to the GPU's `programs` (see `work`); the call takes `launch` plus what the
 busiest one has. A dense call visits every pair of blocks; `short` is its price of one where
-the length is no multiple of a block.
+the length is no multiple of a block. All prices are clock cycles; `clock` makes milliseconds of
+them, because a short call runs at another clock than a long one.
 
 The same backend runs other kernels, with constants of their own, for blocks that are gathered
 through an order, and for boxes beside runs of text tokens: see `kernel_of`.
@@ -16,7 +17,7 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import torch
 
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.plan import BlockPlan, TokenMask
+from dit_accel.planner.clock import Clock
 from dit_accel.planner.work import FULL_BLOCK, work_of
 
 TABLES = Path(__file__).parent / "tables"
@@ -39,7 +41,7 @@ MOVING = 8
 
 @dataclass(frozen=True)
 class Constants:
-    """Nanoseconds of one program for a backend and head_dim; launch is of the whole call.
+    """Cycles of one program for a backend and head_dim; launch is of the whole call.
 
     rules: `partial` for single token rules, where measured.
     """
@@ -69,6 +71,7 @@ class CostTable:
     programs: int
     linear_tflops: float
     copy_gbs: float
+    clock: Clock
     stands_for: str = ""
 
     @property
@@ -105,8 +108,13 @@ class CostTable:
         known = self.of(DENSE, head_dim)
         blocks = length / FULL_BLOCK
         visit = known.short if length % FULL_BLOCK else known.whole
-        spent = batch * heads * blocks * (known.row + visit * blocks)
-        return (known.launch + spent / self.programs) / 1e6
+        rows = batch * heads * blocks
+        spent = known.launch + rows * (known.row + visit * blocks) / self.programs
+        return self.clock.ms(spent, visit_flops(rows * blocks, head_dim))
+
+    def launch_ms(self, backend: str, head_dim: int) -> float:
+        """Milliseconds of a backend's call without any work."""
+        return self.of(backend, head_dim).launch / self.clock.busy / 1e3
 
     def sparse_ms(
         self,
@@ -127,8 +135,9 @@ class CostTable:
         if moved:
             moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.q_length)
         prices = known.prices(plan.token_mask)
-        busy = work_of(plan, backend, batch, heads, self.programs).busiest(prices, self.programs)
-        return moving + (known.launch + float(prices @ busy)) / 1e6
+        work = work_of(plan, backend, batch, heads, self.programs)
+        spent = known.launch + float(prices @ work.busiest(prices, self.programs))
+        return moving + self.clock.ms(spent, visit_flops(work.visits, head_dim))
 
     def linear_ms(self, weights: float, tokens: int) -> float:
         """Predicted milliseconds of linear layers with so many weights over so many tokens."""
@@ -137,6 +146,11 @@ class CostTable:
     def passes_ms(self, passes: float, elements: float) -> float:
         """Predicted milliseconds of reading or writing 2-byte elements so many times."""
         return passes * elements * 2 / self.copy_gbs / 1e6
+
+
+def visit_flops(visits: float, head_dim: int) -> float:
+    """Floating-point operations of visits of 128 x 128."""
+    return 4.0 * FULL_BLOCK**2 * head_dim * visits
 
 
 def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
@@ -150,7 +164,7 @@ def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
 
 
 def masked_price(known: Constants, mask: TokenMask) -> float:
-    """Nanoseconds of a partial visit; of two rules, both masks' share over a whole one."""
+    """Cycles of a partial visit; of two rules, both masks' share over a whole one."""
     if mask.label in known.rules:
         return known.rules[mask.label]
     prices = [known.rules.get(name, known.partial) for name, _ in mask.rules]
@@ -226,6 +240,7 @@ def parse_table(gpu: str, rows: Iterable[Mapping[str, str]], stands_for: str = "
             int(machine["programs"]),
             machine["linear_tflops"],
             machine["copy_gbs"],
+            Clock(*(machine[f"clock_{field.name}"] for field in fields(Clock))),
             stands_for,
         )
     except KeyError as error:

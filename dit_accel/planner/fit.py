@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.planner.clock import STEADY
 from dit_accel.planner.costs import Constants
 from dit_accel.planner.work import FULL_BLOCK, PARTS, Work, work_of
 
@@ -21,7 +22,10 @@ SEEN = 0.05
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured call: milliseconds, sizes, plan and backend; a dense call has none of these."""
+    """A measured call: milliseconds, sizes, plan and backend; a dense call has none of these.
+
+    mhz: the clock that it ran at; cycles are nanoseconds where nobody watched.
+    """
 
     ms: float
     batch: int
@@ -29,6 +33,11 @@ class Sample:
     length: int
     plan: BlockPlan | None = None
     backend: str = ""
+    mhz: float = STEADY.busy
+
+    @property
+    def cycles(self) -> float:
+        return self.ms * self.mhz * 1e3
 
     @property
     def rule(self) -> str:
@@ -49,7 +58,7 @@ class Sample:
 def fit(
     samples: Sequence[Sample], programs: int, given: Mapping[str, float] | None = None
 ) -> Constants:
-    """The constants that tell the samples' times best, each to the same relative error.
+    """The constants that tell the samples' cycles best, each to the same relative error.
 
     given: constants that are known already, from another kernel of the backend.
     Kinds of visits that are a small part of every sample cannot be told from the others: they are
@@ -59,7 +68,7 @@ def fit(
     rules = sorted({sample.rule for sample in samples} - {""})
     columns = ["launch", *PARTS[:-1], *rules]
     found = np.ones(len(columns))
-    times = np.array([sample.ms * 1e6 for sample in samples])
+    spent = np.array([sample.cycles for sample in samples])
     works = [sample.work(programs) for sample in samples]
     for _ in range(ROUNDS):
         features = np.zeros((len(samples), len(columns)))
@@ -77,9 +86,9 @@ def fit(
         target = np.ones(len(samples))
         for name, value in (given or {}).items():
             place = columns.index(name)
-            target -= value * features[:, place] / times
+            target -= value * features[:, place] / spent
             features[:, place] = 0
-        found = _non_negative(features / times[:, None], target)
+        found = _non_negative(features / spent[:, None], target)
         for name, value in (given or {}).items():
             found[columns.index(name)] = value
     known = dict(zip(columns, found.tolist(), strict=True))
@@ -93,12 +102,12 @@ def fit(
 
 
 def errors(samples: Sequence[Sample], known: Constants, programs: int) -> list[float]:
-    """Relative errors of what constants tell of the samples' times."""
+    """Relative errors of what constants tell of the samples' cycles."""
     found = []
     for sample in samples:
         prices = known.prices(None if sample.plan is None else sample.plan.token_mask)
         spent = known.launch + prices @ sample.work(programs).busiest(prices, programs)
-        found.append(float(spent) / 1e6 / sample.ms - 1)
+        found.append(float(spent) / sample.cycles - 1)
     return found
 
 

@@ -211,7 +211,7 @@ def _forecast(
         dense_step = other_ms(table, what) + calls * dense
         if sparse is not None:
             sparse_step = dense_step + calls * (sparse - dense)
-            fixed = table.of(backend, what.head_dim).launch / 1e6
+            fixed = table.launch_ms(backend, what.head_dim)
             breakeven = launched * max(0.0, dense - fixed) / max(1e-9, sparse - fixed)
     best_tile, best_launched = _best_tile(what, rule, option)
     return Forecast(

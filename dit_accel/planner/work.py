@@ -40,6 +40,11 @@ class Work:
         total: np.ndarray = self.copies * self.parts.sum(0)
         return total
 
+    @property
+    def visits(self) -> float:
+        """Visits of 128 x 128 of all items together."""
+        return float(self.total[1:].sum())
+
     def busiest(self, prices: np.ndarray, programs: int) -> np.ndarray:
         """Parts of the program that has most at these prices; of none in particular where the GPU
         deals: then all parts are as much above the mean."""

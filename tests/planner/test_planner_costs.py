@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
+from dit_accel.planner.clock import STEADY
 from dit_accel.planner.costs import (
     COLUMNS,
     TABLES,
@@ -37,6 +39,7 @@ def table_rows(**changes: float) -> list[dict[str, str]]:
     values = {
         ("machine", 0, "programs"): 132, ("machine", 0, "linear_tflops"): 600,
         ("machine", 0, "copy_gbs"): 4000,
+        **{("machine", 0, f"clock_{name}"): value for name, value in asdict(STEADY).items()},
         ("dense", 128, "launch"): 8000, ("dense", 128, "row"): 500, ("dense", 128, "whole"): 380,
         ("triton", 128, "launch"): 20000, ("triton", 128, "row"): 1500,
         ("triton", 128, "whole"): 600, ("triton", 128, "short"): 640,
@@ -66,7 +69,7 @@ def test_the_busiest_program_is_about_that_of_a_greedy_deal(count: int) -> None:
 
 
 def predicted(plan: BlockPlan, known: Constants, heads: int) -> float:
-    """Nanoseconds, item by item."""
+    """Cycles, item by item."""
     rule = "" if plan.token_mask is None else plan.token_mask.name
     work = []
     for block in range(plan.q_blocks.count):
@@ -111,7 +114,7 @@ def test_small_blocks_cost_their_share() -> None:
 
 
 def busiest_as_dealt(plan: BlockPlan, known: Constants, heads: int, programs: int) -> float:
-    """Nanoseconds of the Hopper kernel's busiest program, from the lists that it is given: tiles
+    """Cycles of the Hopper kernel's busiest program, from the lists that it is given: tiles
     without a mask, and the others, which all take the masked step."""
     lists = work_lists(plan, 1, heads, programs)
     starts = [*lists.work[:, 0].tolist(), len(lists.items)]
@@ -251,12 +254,13 @@ RESULTS = sorted((Path(__file__).parents[2] / "samples" / "results").glob("plann
 
 @pytest.mark.parametrize("path", RESULTS or [pytest.param(None, marks=pytest.mark.skip)])
 def test_predictions_were_right(path: Path) -> None:
-    """The committed comparison: of the calls that a pipeline would make, 20 pairs within 15 %."""
+    """The committed comparison: of the calls that a pipeline would make, 20 or more pairs, all
+    within 15 %."""
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     own = [row for row in rows if row["chosen"] == "True"]
     pairs = {(row["model"], row["pattern"], row["parameters"]) for row in own}
     near = [row for row in own if abs(float(row["error"])) <= 0.15]
-    assert len(own) == len(pairs) and len(near) >= 20 and len(near) >= 0.9 * len(own)
+    assert len(own) == len(pairs) and len(near) == len(own) >= 20
 
 
 def test_the_comparison_follows_from_the_committed_times(tmp_path: Path) -> None:

@@ -27,7 +27,17 @@ from dit_accel.planner.models import KNOWN, at_grid, subject, token_weights
 from dit_accel.planner.receipt import PlannedCall, plan_lines, plan_row
 
 CONSTANTS = {
-    ("machine", 0): {"programs": 132, "linear_tflops": 600, "copy_gbs": 4000},
+    ("machine", 0): {
+        "programs": 132,
+        "linear_tflops": 600,
+        "copy_gbs": 4000,
+        "clock_busy": 1000,
+        "clock_free": 1000,
+        "clock_lag": 0,
+        "clock_settling": 1,
+        "clock_cycle": 1,
+        "clock_kflop": 0,
+    },
     ("dense", 128): {"launch": 8e3, "row": 500, "whole": 380},
     ("dense", 64): {"launch": 8e3, "row": 500, "whole": 250},
     ("triton", 128): {"launch": 5e4, "row": 1500, "whole": 600, "short": 640, "partial": 1200},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import planner_cases as cases  # noqa: E402
 import planner_times as times  # noqa: E402
 
 from dit_accel.kernels.backends import moves_tokens  # noqa: E402
+from dit_accel.planner.clock import STEADY, Clock  # noqa: E402
 from dit_accel.planner.costs import kernel_of  # noqa: E402
 
 BACKENDS = ("hopper", "triton")
@@ -174,3 +176,19 @@ def test_a_run_and_its_replay(tmp_path: Path) -> None:
     assert run("--replay", str(kept), name="again") == first
     tables = [(tmp_path / f"{name}_table.csv").read_text() for name in ("first", "again")]
     assert tables[0] == tables[1]
+
+
+def test_the_clock_of_a_call_is_that_of_the_middle_one() -> None:
+    """It is read behind the last one; what it rose meanwhile is taken off."""
+    bench = times.Bench(torch.device("cpu"), torch.float32, cases.FULL, 7)
+    call = cases.round_call((8192, 16), 64)
+    assert bench.mhz(call, STEADY) == 1000.0, "nobody watched"
+    name = cases.name_of(call)
+    bench.known[name], bench.clocks[name] = 2.0, 1800.0
+    ahead, timed = times.OWN, bench.times(call.attention_flops)
+    last = bench.reading(call)
+    assert (last.mhz, last.ms) == (1800.0, 2.0 * (ahead + timed))
+    assert last.kflops == pytest.approx(call.attention_flops / (2e-3 * 1800e6) / 1e3)
+    clock = Clock(busy=1500.0, free=1900.0, lag=0.0, settling=30.0, cycle=0.1, kflop=0.0)
+    risen = [1900 - 400 * math.exp(-2.0 * n / 30) for n in (ahead + timed / 2, ahead + timed)]
+    assert bench.mhz(call, clock) == pytest.approx(1800 * risen[0] / risen[1])
