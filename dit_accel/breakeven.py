@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dit_accel.kernels.backends import moves_tokens
@@ -43,13 +44,39 @@ MOVING = 550
 """Moving q, k, v and the output takes as long as this many keys of a dense call, head_dim 128
 (permutation in samples/results/kernels_h200.csv)."""
 
+ALONE, BESIDE_TEXT = (1.0, 1.15), (1.05, 1.4)
+"""What the Hopper kernel's visits of whole and of short blocks take, over one of a whole block; and
+of boxes that stand beside text, which are read another way. Ratios of `whole` and `short` in
+planner/tables/h200.csv, of head_dim 64 and 128, between those of cycles (short calls) and those of
+time at the clocks that long calls settle at."""
+
 
 def effort(backend: str, device: str, plan: BlockPlan) -> float:
-    """A plan's time over dense, overhead aside, moving tokens counted: to compare plans."""
+    """A plan's time over dense, overhead aside: to compare plans.
+
+    Moving tokens is counted, and that short blocks take longer than whole ones: tiles that are
+    moved are nearly all short. Visits under a token rule count as whole ones, on all backends.
+    """
     cost = MEASURED.get((backend, device))
     slope = 1.0 if cost is None else cost.slope
     moving = MOVING / plan.q_length if moves_tokens(backend, plan) else 0.0
-    return slope * plan.launched_density(backend) + moving
+    visit = _mean_visit(plan) if backend == "hopper" else 1.0
+    return slope * visit * plan.launched_density(backend) + moving
+
+
+def boxes_beside_text(plan: BlockPlan) -> bool:
+    """Whether a plan has boxes of video tokens, and runs of others."""
+    return plan.box is not None and plan.q_length != math.prod(plan.grid or (0,))
+
+
+def _mean_visit(plan: BlockPlan) -> float:
+    """Of the Hopper kernel."""
+    if plan.list_kinds.partial:
+        return 1.0
+    whole, short = BESIDE_TEXT if boxes_beside_text(plan) else ALONE
+    bare = 0 if plan.unmasked_count is None else int(plan.unmasked_count.sum())
+    share = bare / max(1, int(plan.full_count.sum()))
+    return share * whole + (1 - share) * short
 
 
 def pays(backend: str, device: str, flops: float, density: float) -> bool:

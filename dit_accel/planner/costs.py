@@ -14,7 +14,6 @@ through an order, and for boxes beside runs of text tokens: see `kernel_of`.
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dit_accel.breakeven import boxes_beside_text
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.plan import BlockPlan, TokenMask
 from dit_accel.planner.clock import Clock
@@ -158,8 +158,7 @@ def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
     if backend == "triton" and plan.k_blocks.order is not None:
         return "triton gathered"
     if backend == "hopper" and not moved and plan.box is not None:
-        text = plan.q_length != math.prod(plan.grid or (0,))
-        return "hopper mixed" if text else "hopper"
+        return "hopper mixed" if boxes_beside_text(plan) else "hopper"
     return backend
 
 
