@@ -85,7 +85,7 @@ class Report:
             return f"dit_accel: profile {self.profile!r} is enabled; the pipeline has not run yet."
         lines = [
             f"dit_accel: profile {self.profile!r} ({self.family}) on {self.model}, "
-            f"{self.steps} steps"
+            f"{self.steps} step{'s' * (self.steps != 1)}"
         ]
         for kind, title in (("self", "self-attention"), ("cross", "cross-attention")):
             if self.kinds[kind]["calls"]:

@@ -90,13 +90,13 @@ def pick_cases(
     return [case if heads is None else replace(case, heads=heads) for case in chosen]
 
 
-def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
-    """The densities, each in (0, 1]; DitAccelError for another."""
+def check_densities(densities: Sequence[float], option: str) -> tuple[float, ...]:
+    """The densities, each in (0, 1]; DitAccelError for another, by the option that gave it."""
     for value in densities:
         if not 0 < value <= 1:
             near = 1.0 if value > 1 else 0.05
             raise DitAccelError(
-                f"--densities: expected numbers in (0, 1], got {value:g}; the nearest is {near}."
+                f"{option}: expected numbers in (0, 1], got {value:g}; the nearest is {near}."
             )
     return tuple(densities)
 

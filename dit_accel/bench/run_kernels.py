@@ -91,7 +91,7 @@ def _options(request: KernelRequest) -> Options:
     return Options(
         backends=request.backends or default_backends(request.device, request.quick),
         kinds=pick_kinds(request.plans, request.quick),
-        densities=check_densities(request.densities or densities),
+        densities=check_densities(request.densities or densities, "--densities"),
         dtype=request.dtype,
         device=request.device,
         repeats=request.repeats,

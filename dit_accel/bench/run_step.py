@@ -66,7 +66,7 @@ def run_step(request: StepRequest, console: Console) -> list[StepRow]:
         device=request.device,
         dtype=request.dtype,
         profiles=_profiles(model, request),
-        densities=check_densities(request.densities),
+        densities=check_densities(request.densities, "--density"),
         backend=request.backend,
         dense=_dense(request.dense),
         layers=request.layers,

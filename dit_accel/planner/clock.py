@@ -96,8 +96,8 @@ def fit_clock(readings: Sequence[Reading]) -> Clock:
     def step() -> torch.Tensor:
         solver.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    solver.step(step)  # type: ignore[no-untyped-call]
+    solver.step(step)
     return Clock(*(unknown.detach() * units).tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -363,8 +364,11 @@ def breakeven_text(cast: Forecast) -> str:
     """Launched density and tokens at which sparse and dense calls take as long."""
     if cast.breakeven is None:
         return "not known: it needs a table of this GPU"
-    share = min(1.0, max(0.0, cast.breakeven))
-    return f"at {cast.layout.length:,} tokens dense is faster above {share:.0%} launched"
+    tokens = f"at {cast.layout.length:,} tokens"
+    share = max(0.0, cast.breakeven)
+    if round(share, 2) >= 1 and (cast.speedup or math.inf) > 1:
+        return f"{tokens} sparse is never slower than dense, however much is launched"
+    return f"{tokens} dense is faster above {share:.0%} launched"
 
 
 def _backend(cast: Forecast) -> str:

@@ -13,6 +13,9 @@ from dit_accel.errors import DitAccelError
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.registry import ADAPTERS
 
+MOST_TOKENS = 1_000_000
+"""Tokens of a call up to which a plan is made here: then in about 3 to 15 s, and 1.3 GB."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -154,7 +157,7 @@ def _known(
     grid = (long - 1) // per_frame + 1, high // per_pixel, wide // per_pixel
     return Subject(
         name,
-        _layout(grid, known.text, f"{wide}x{high}x{long}"),
+        _layout(grid, known.text, (long, high, wide)),
         known.heads,
         known.head_dim,
         known.layers,
@@ -174,10 +177,36 @@ def _check_frames(model: str, frames: int | None, *, images: bool) -> None:
         )
 
 
-def _layout(grid: tuple[int, int, int], text: tuple[int, int], size: str) -> TokenLayout:
+def _layout(
+    grid: tuple[int, int, int], text: tuple[int, int], sizes: tuple[int, int, int]
+) -> TokenLayout:
+    """sizes: frames, height and width that the grid is of."""
+    long, high, wide = sizes
     if min(grid) < 1:
-        raise DitAccelError(f"height, width, frames: {size} is smaller than one token.")
+        raise DitAccelError(f"height, width, frames: {wide}x{high}x{long} is smaller than a token.")
+    tokens = math.prod(grid) + sum(text)
+    if tokens > MOST_TOKENS:
+        t, h, w = _within(grid, MOST_TOKENS - sum(text))
+        frames = (long - 1) // max(1, grid[0] - 1) * (t - 1) + 1
+        near = f"{wide * w // grid[2]}x{high * h // grid[1]}x{frames}"
+        raise DitAccelError(
+            f"height, width, frames: {wide}x{high}x{long} is a call of {tokens:,} tokens; plans "
+            f"are made for at most {MOST_TOKENS:,}. The nearest that is not more is {near}."
+        )
     return TokenLayout(grid, *text)
+
+
+def _within(grid: tuple[int, int, int], most: int) -> tuple[int, int, int]:
+    """The grid, its longest axes cut to one length so that it has so many tokens at most."""
+    shortest, middle, _ = sorted(grid)
+    cut = most // (shortest * middle)
+    if cut < middle:
+        cut = math.isqrt(most // shortest)
+    if cut < shortest:
+        cut = int(most ** (1 / 3))
+        cut += (cut + 1) ** 3 <= most  # of an exact cube, the root may come out a little less
+    t, h, w = (min(axis, cut) for axis in grid)
+    return t, h, w
 
 
 def _configured(model: str, height: int | None, width: int | None, frames: int | None) -> Subject:
@@ -206,7 +235,7 @@ def _configured(model: str, height: int | None, width: int | None, frames: int |
     grid = adapter.grid(pipe, high, wide, long)
     return Subject(
         Path(found.source).name if found.demo else found.source,
-        _layout(grid, adapter.text_tokens, f"{wide}x{high}x{long}"),
+        _layout(grid, adapter.text_tokens, (long, high, wide)),
         config.num_attention_heads,
         config.attention_head_dim,
         len(sites),
@@ -247,7 +276,7 @@ def at_grid(grid: tuple[int, int, int], heads: int, head_dim: int) -> Subject:
     """A self-attention call of no model in particular."""
     known = replace(KNOWN["wan-14b"], heads=heads, head_dim=head_dim, layers=1)
     size = "x".join(map(str, grid))
-    layout = _layout(grid, (0, 0), size)
+    layout = _layout(grid, (0, 0), grid)
     return Subject(
         f"grid {size}", layout, heads, head_dim, 1, 1, known.token_weights, f"{size} tokens"
     )

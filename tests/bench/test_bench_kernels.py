@@ -136,7 +136,10 @@ def test_a_kernel_that_raises(bench: Run, rows: Rows, monkeypatch: pytest.Monkey
         (("--cases", "wan-14"), "Did you mean 'wan-14b'?"),
         (("--backend", "tritn"), "Did you mean 'triton'?"),
         (("--plans", "slidingtile"), "Did you mean 'sliding_tile'?"),
-        (("--densities", "0.5,2"), "the nearest is 1.0"),
+        (
+            ("--densities", "0.5,2"),
+            "--densities: expected numbers in (0, 1], got 2; the nearest is",
+        ),
         (("--densities", "half"), "expected numbers separated by commas"),
         (("--tile", "2,8"), "three sizes such as 2,8,8"),
         (("--repeats", "1"), "--repeats"),

@@ -218,3 +218,9 @@ def test_bad_input_is_found_before_anything_is_built(
     monkeypatch.setattr("dit_accel.bench.step.build", lambda *a: pytest.fail("built"))
     code, text = bench("step", *args)
     assert code == 2 and said in text
+
+
+def test_densities_are_refused_by_the_name_of_the_option(bench: Run) -> None:
+    code, text = bench("step", "--model", "wan-1.3b", "--device", "cpu", "--density", "3")
+    assert code == 2
+    assert "--density: expected numbers in (0, 1], got 3; the nearest is 1.0" in text

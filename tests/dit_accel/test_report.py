@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 import torch
 
 from dit_accel.policy import SiteKey
@@ -81,3 +82,10 @@ def test_times_add_up() -> None:
     times = recorder.report().time
     assert times["attention_s"] > 0 and times["compile_s"] > 0
     assert times["attention_s"] + times["compile_s"] <= times["denoising_s"]
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, "3DModel, 1 step\n"), (2, "3DModel, 2 steps\n")])
+def test_one_step_is_no_plural(steps: int, said: str, tiny_wan: Any) -> None:
+    tiny_wan.pipe.enable_sparse_attention(PROFILE)
+    tiny_wan.run(num_inference_steps=steps)
+    assert said in str(tiny_wan.pipe.sparse_attention_report())

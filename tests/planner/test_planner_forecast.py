@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dit_accel.layout import TokenLayout
 from dit_accel.planner import costs, forecast
 from dit_accel.planner.diagnosis import diagnose
 from dit_accel.planner.draw import KEPT, MASKED, QUERY, TEXT, block_mask, query_sees
+from dit_accel.planner.forecast import breakeven_text
 from dit_accel.planner.models import KNOWN, at_grid, subject, token_weights
 from dit_accel.planner.receipt import PlannedCall, plan_lines, plan_row
 
@@ -128,7 +130,17 @@ def test_a_pipeline_s_own_configuration() -> None:
         ("wan-14", {}, "Did you mean 'wan-14b'"),
         ("nosuch", {}, r"unknown model 'nosuch'\. Known: wan-1.3b, .*demo.* Hub id"),
         ("flux", {"frames": 9}, "frames: flux makes single images, got 9; leave frames out"),
-        ("wan-14b", {"height": 8}, "smaller than one token"),
+        ("wan-14b", {"height": 8}, "smaller than a token"),
+        (
+            "wan-14b",
+            {"height": 100_000_000},
+            r"1280x100000000x81 is a call of 10,500,000,000 tokens; plans are made for at most "
+            r"1,000,000\. The nearest that is not more is 1280x9520x81\.",
+        ),
+        ("wan-14b", {"height": 7200, "width": 12800}, r"is not more is 3488x3488x81\."),
+        ("ltx", {"frames": 10**9}, r"704x512x1000000001 .* is not more is 704x512x22713\."),
+        ("flux", {"height": 2**20, "width": 2**20}, r"is not more is 15984x15984x1\."),
+        ("demo", {"frames": 10**7}, r"tokens; plans are made for at most 1,000,000\. The nearest"),
         ("no/such-model-here-at-all", {}, "no/such-model"),
     ],
 )
@@ -276,6 +288,37 @@ def test_heads_are_drawn_one_by_one() -> None:
     cast = dit_accel.plan(at_grid((3, 12, 20), 4, 64), pattern=rule)
     everything, some = (int((query_sees(cast.plan, 99, head) == 2).sum()) for head in (0, 3))
     assert everything == 720 > some
+
+
+def test_the_nearest_size_is_the_largest_that_is_planned() -> None:
+    """Of a size that is too large, what the message names: legal, and one token more is not."""
+    for grid in ((21, 45, 10**6), (10**6, 45, 80), (500, 700, 900), (1, 2000, 3000)):
+        with pytest.raises(DitAccelError, match=r"not more is (\d+x\d+x\d+)\.") as caught:
+            at_grid(grid, 1, 64)
+        wide, high, long = map(int, str(caught.value).split(" is ")[-1].rstrip(".").split("x"))
+        near = (long, high, wide)
+        assert at_grid(near, 1, 64).layout.grid == near
+        cut = max(near)
+        more = tuple(min(axis, cut + 1) for axis in grid)
+        assert more != near and math.prod(more) > 1_000_000
+        assert all(kept == min(axis, cut) for kept, axis in zip(near, grid, strict=True))
+
+
+def test_where_sparse_is_never_slower(tables: Path) -> None:
+    """A break-even of 100 % or more is said in words; never of a pattern that is slower."""
+    cast = dit_accel.plan("wan-14b", pattern="radial", gpu="h200")
+    at = "at 75,600 tokens"
+    told = {}
+    for share in (0.62, 0.994, 0.997, 1.3):
+        some = dataclasses.replace(cast, breakeven=share, dense_ms=9.0, sparse_ms=3.0)
+        told[share] = breakeven_text(some)
+    assert told[0.62] == f"{at} dense is faster above 62% launched"
+    assert told[0.994] == f"{at} dense is faster above 99% launched"
+    never = f"{at} sparse is never slower than dense, however much is launched"
+    assert told[0.997] == told[1.3] == never
+    slower = dataclasses.replace(cast, breakeven=1.02, launched=1.1, dense_ms=3.0, sparse_ms=3.2)
+    assert "launches 110% of the pairs" in slower.verdict
+    assert "dense is faster above 102% launched" in slower.verdict
 
 
 def test_why_is_it_not_faster(tables: Path) -> None:
