@@ -154,6 +154,7 @@ def plan(
     names = [backend] if backend else [n for n in LAYOUT_KINDS if table and n in table.backends]
     options = [_Option(name, kind) for name in names or ["triton"] for kind in LAYOUT_KINDS[name]]
     made = {o: plan_for(what.layout, rule, "cpu", what.heads, o.kind) for o in options}
+    options = [option for option in options if follows(option.backend, made[option])] or options
     priced = {option: _price(table, made[option], option, what) for option in options}
     best = min(options, key=lambda option: priced[option] or 0.0)
     cast = _forecast(what, rule, table, best, made[best], priced[best])
@@ -166,6 +167,14 @@ class _Option:
 
     backend: str
     kind: LayoutKind
+
+
+def follows(backend: str, made: BlockPlan) -> bool:
+    """Whether a backend's kernels can follow a plan: Hopper's take large blocks, and a token rule
+    on boxes alone. (`kernels.hopper.launch` says so too, where its compiler is there.)"""
+    if backend != "hopper":
+        return True
+    return made.block_q == 128 and (made.box is not None or not made.list_kinds.partial)
 
 
 def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import dit_accel
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.hopper.launch import plan_obstacle
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.plan import TokenMask
@@ -319,6 +320,27 @@ def test_where_sparse_is_never_slower(tables: Path) -> None:
     slower = dataclasses.replace(cast, breakeven=1.02, launched=1.1, dense_ms=3.0, sparse_ms=3.2)
     assert "launches 110% of the pairs" in slower.verdict
     assert "dense is faster above 102% launched" in slower.verdict
+
+
+@pytest.mark.parametrize("model", ["ltx", "cogvideox-5b", "flux"])
+def test_no_backend_is_named_that_cannot_run_the_plan(model: str) -> None:
+    """As the Hopper kernel itself says; tiles of 64 and scattered masks are not for it."""
+    rules = [
+        pattern("sliding_tile", window={"tiles": [3, 3, 3]}),
+        pattern("disc", radius={"fraction": 0.3}, exact=True),
+        pattern("radial"),
+    ]
+    refused = 0
+    for rule in rules:
+        what = subject(model)
+        for kind in ("boxes", "gather"):
+            made = plan_for(what.layout, rule, "cpu", what.heads, kind)  # type: ignore[arg-type]
+            able = forecast.follows("hopper", made)
+            assert able == (plan_obstacle(made) is None)
+            refused += not able
+        cast = dit_accel.plan(what, pattern=rule, gpu="h200")
+        assert cast.backend != "hopper" or plan_obstacle(cast.plan) is None
+    assert refused >= 1
 
 
 def test_why_is_it_not_faster(tables: Path) -> None:
