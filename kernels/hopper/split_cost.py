@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dit_accel.kernels.plan import BlockPlan
 
-# Microseconds of a multiprocessor, from planner/tables/h200.csv: `whole` of triton, triton gathered
-# and hopper; a pass reads or writes 128 tokens of a head, per column of 2 bytes, at copy_gbs.
-PORTABLE = {(64, False): 1.18, (64, True): 1.54, (128, False): 1.98, (128, True): 2.69}
+# Microseconds of a multiprocessor, from planner/tables/h200.csv at the clocks of long calls:
+# `whole` of triton, triton gathered and hopper; a pass reads or writes 128 tokens of a head, per
+# column of 2 bytes, at copy_gbs.
+PORTABLE = {(64, False): 1.11, (64, True): 1.67, (128, False): 2.03, (128, True): 3.06}
 """A visit of 128 keys by the portable kernel, by head_dim and whether it gathers them."""
-HOPPER = {64: 1.19, 128: 1.63}
+HOPPER = {64: 1.18, 128: 1.71}
 PASS = 0.0079
 MERGING = 3
 """Passes: two results in, one out."""

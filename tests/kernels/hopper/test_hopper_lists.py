@@ -13,7 +13,8 @@ pytest.importorskip("triton.experimental.gluon")
 import triton
 
 from dit_accel.kernels.hopper import launch
-from dit_accel.kernels.hopper.deal import _first_free, first_free
+from dit_accel.kernels.hopper.deal import first_free
+from dit_accel.kernels.hopper.deal_kernel import first_free as on_gpu
 from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
 from dit_accel.kernels.hopper.lists import PARTIAL, RUN, work_lists
 from dit_accel.kernels.patterns import pattern
@@ -108,7 +109,7 @@ def test_first_free(programs: int, device: torch.device) -> None:
     assert first_free(weights, programs).tolist() == expected
     owners = torch.full_like(weights, -1, device=device)
     width = triton.next_power_of_2(programs)
-    _first_free[(1,)](weights.to(device), owners, 700, programs, WIDTH=width, num_warps=1)
+    on_gpu[(1,)](weights.to(device), owners, 700, programs, WIDTH=width, num_warps=1)
     assert owners.tolist() == expected
 
 

@@ -96,11 +96,11 @@ def test_the_split_pays_where_lists_are_long(random_plan: Make) -> None:
         return next((p.visits for p in plans if split_pays(head_dim, p)), 0)
 
     # Worked out by hand: 2 x passes x 0.0079 x head_dim / saved, rounded up.
-    assert fewest(128) == 18  # 2 x 3 x 1.011 / 0.35
-    assert fewest(128, shuffled=True) == 21  # moved: 2 x 11 x 1.011 / 1.06
-    assert fewest(128, block_k=64) == 35
+    assert fewest(128) == 19  # 2 x 3 x 1.011 / 0.32
+    assert fewest(128, shuffled=True) == 17  # moved: 2 x 11 x 1.011 / 1.35
+    assert fewest(128, block_k=64) == 38
     assert fewest(64) == 0  # the portable kernel is as fast
-    assert fewest(64, shuffled=True) == 32  # 2 x 11 x 0.5056 / 0.35
+    assert fewest(64, shuffled=True) == 23  # 2 x 11 x 0.5056 / 0.49
 
 
 def test_choose_takes_the_portable_kernel_where_the_split_does_not_pay(
