@@ -256,12 +256,12 @@ def planned(
     same few calls in every layer. Tensors are not kept.
     """
     key = (layout, pattern, state.settings.backend, *map(_seen, bshd))
-    chosen = state.choices.get(key)
+    chosen = state.choices.pop(key, None)
     if chosen is None:
         chosen = _choose(state.settings.backend, layout, pattern, bshd)
         if len(state.choices) >= CHOICES:
             del state.choices[next(iter(state.choices))]
-        state.choices[key] = chosen
+    state.choices[key] = chosen  # the latest used is last
     return chosen
 
 

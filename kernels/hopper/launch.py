@@ -139,6 +139,8 @@ def tensor_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     dim = q.shape[-1]
     if q.dtype not in GLUON_TYPES:
         return f"dtype {q.dtype}: needs float16 or bfloat16"
+    if q.numel() == 0 or k.numel() == 0:
+        return "no queries or no keys"
     if dim not in CONFIGS:
         return f"head_dim {dim}: needs one of {', '.join(map(str, CONFIGS))}"
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -155,17 +157,18 @@ def plan_obstacle(plan: BlockPlan) -> str | None:
         return "a token rule needs blocks that are boxes of the grid"
     if _entries(plan) >= 1 << 31:
         return f"{_entries(plan)} list entries: needs less than 2^31"
-    if plan.q_blocks.count == 0:
-        return "no queries"
+    if 0 in (plan.q_blocks.count, plan.k_blocks.count, plan.full_index.shape[-1]):
+        return "no queries, no keys, or lists without room"
     if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
         return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
     return None
 
 
 def _entries(plan: BlockPlan) -> int:
-    """Numbers in a plan's lists; the kernel counts them in int32."""
-    partial = 0 if plan.partial_index is None else plan.partial_index.numel()
-    return plan.full_index.numel() + partial
+    """Numbers in the kernel's lists, at most; it counts them in int32."""
+    partial = 0 if plan.partial_index is None else plan.partial_index.shape[-1]
+    samples = max(len(plan.full_count), len(plan.k_blocks.lengths))
+    return samples * plan.full_count[0].numel() * (plan.full_index.shape[-1] + partial + 1)
 
 
 @lru_cache(maxsize=1)

@@ -44,10 +44,11 @@ _LISTS: weakref.WeakKeyDictionary[BlockPlan, dict[tuple[int, int], WorkLists]] =
 )
 
 
-def block_codes(table: BlockTable) -> Tensor:
-    """int32 [N]: where each block starts."""
+def block_codes(table: BlockTable, boxes: bool) -> Tensor:
+    """int32 [N]: where each block starts. boxes: whether the plan's video blocks are read as boxes;
+    else tiles are runs of the raster (whole rows, or whole frames), whatever their origins."""
     runs = table.starts | RUN
-    if table.origins is None:
+    if not boxes or table.origins is None:
         return runs
     t, h, w = table.origins.unbind(-1)
     return torch.where(t < 0, h | RUN, t << 20 | h << 10 | w)
@@ -90,7 +91,7 @@ def _key_lists(plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     slots = torch.arange(index.shape[-1], device=plan.device, dtype=torch.int32)
     listed = slots < total.unsqueeze(-1)
     blocks = torch.where(listed, index, 0).long()
-    codes = torch.where(listed, block_codes(plan.k_blocks)[blocks], NOTHING)
+    codes = torch.where(listed, block_codes(plan.k_blocks, plan.box is not None)[blocks], NOTHING)
     lengths = plan.k_blocks.lengths
     samples = max(len(lengths), len(blocks))
     rows = lengths.expand(samples, -1)
@@ -122,7 +123,7 @@ def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int)
         sample,
         head,
         row,
-        block_codes(plan.q_blocks),
+        block_codes(plan.q_blocks, plan.box is not None),
         plan.q_blocks.lengths.unsqueeze(1),
         tiles,
         bare.expand(lists),

@@ -11,12 +11,14 @@ import warnings
 import torch
 
 from dit_accel.kernels.hopper.launch import hopper_attention
+from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns.base import LayoutKind
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.portable.forward import triton_attention
 from dit_accel.layout import TokenLayout
 
 LIMIT = 2e-2
+PROGRAMS = 5
 DIMS = (64, 128)
 KINDS: tuple[LayoutKind, ...] = ("boxes", "gather")
 
@@ -34,6 +36,7 @@ def prove() -> str | None:
             )
             for _ in range(3)
         )
+        work_lists(plan, 1, 2, PROGRAMS)  # several query blocks each, one after the other
         out, lse = hopper_attention(q, k, v, plan, dim**-0.5, return_lse=True)
         wanted, wanted_lse = triton_attention(q, k, v, plan, dim**-0.5, return_lse=True)
         assert lse is not None and wanted_lse is not None

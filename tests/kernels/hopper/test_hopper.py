@@ -11,6 +11,7 @@ import torch
 
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.hopper import launch
 from dit_accel.kernels.hopper.launch import hopper_forward
 from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns import pattern, plan_for
@@ -41,6 +42,12 @@ LENGTHS = [
     [17, 128, 65, 1, 127, 128, 33, 64],
     [128] * 9,
 ]
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs, so that each has several query blocks, one after the other."""
+    monkeypatch.setattr(launch, "_processors", lambda device: 3)
 
 
 @TYPES
@@ -275,24 +282,43 @@ def test_neighbours_bytes_stay(qkv: Make, runs_plan: Make, monkeypatch: pytest.M
     assert (memory == 7.0).all()
 
 
-def test_nan_and_inf_end(qkv: Make, runs_plan: Make) -> None:
+def test_nan_and_inf_end(qkv: Make, runs_plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay in their rows and columns, those of the program's next block as well."""
+    monkeypatch.setattr(launch, "_processors", lambda device: 1)
     plan, mask = runs_plan([128, 128], [128, 128], heads=1, keep=1.1)
     q, k, v = qkv(256, heads=1, dim=128, dtype=torch.bfloat16)
     q[0, 3] = torch.nan
     v[0, 200, 0, 5] = torch.inf
     out = block_sparse_attention(q, k, v, plan, backend="hopper")
     assert out[0, 3].isnan().all() and out[0, 4, 0, :5].isfinite().all()
-    assert out[0, 4, 0, 5].isinf()
+    assert out[0, 4:, 0, 5].isinf().all() and out[0, 128:, 0, :5].isfinite().all()
 
 
-def test_same_bits(qkv: Make, device: torch.device) -> None:
+def test_same_bits(qkv: Make, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From call to call, and however many programs share the work."""
     layout = TokenLayout((9, 24, 24), after=50)
     plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")
     q, k, v = qkv(layout.length, heads=6, dim=128, dtype=torch.bfloat16)
     first = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
-    for _ in range(3):
-        again = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    for programs in (3, 1, 50, 132):
+        monkeypatch.setattr(launch, "_processors", lambda device, n=programs: n)
+        again = block_sparse_attention(q, k, v, replace(plan), backend="hopper", return_lse=True)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@DIMS
+@pytest.mark.parametrize("kind", ["boxes", "gather"])
+@pytest.mark.parametrize("text", [0, 77])
+def test_tiles_that_are_rows_of_the_raster(
+    text: int, kind: Any, dim: int, qkv: Make, device: torch.device, assert_right: Make
+) -> None:
+    layout = TokenLayout((5, 2, 50), after=text)
+    rule = SlidingTile({"tiles": [3, 1, 1]}, [1, 2, 50])
+    plan = plan_for(layout, rule, device, layout_kind=kind)
+    mask = dense_mask(plan_for(layout, rule, "cpu", layout_kind=kind), 1, 4)
+    q, k, v = qkv(layout.length, heads=4, dim=dim, dtype=torch.bfloat16)
+    result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
+    assert_right(result, q, k, v, mask)
 
 
 def test_opcheck_and_full_graph(device: torch.device) -> None:

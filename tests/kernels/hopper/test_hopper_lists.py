@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ def first_token(code: int, layout: TokenLayout) -> int:
 
 def check(plan: BlockPlan, layout: TokenLayout, batch: int, heads: int) -> None:
     lists = work_lists(plan, batch, heads, PROGRAMS)
+    if plan.box is None:  # the kernel reads every code as a run
+        codes = torch.cat([lists.items[:, 3], lists.codes[lists.codes >= 0]])
+        assert (codes >= RUN).all()
     blocks = plan.q_blocks.count
     seen = set()
     for sample, head, row, code, length, tiles, bare, _ in lists.items.tolist():
@@ -84,6 +88,17 @@ def test_boxes(layout: TokenLayout, exact: bool) -> None:
     check(plan, layout, len(layout.valid or (0,)), 2)
 
 
+@pytest.mark.parametrize("kind", ["boxes", "gather"])
+@pytest.mark.parametrize("text", [0, 77])
+def test_tiles_that_are_rows_of_the_raster(text: int, kind: Any) -> None:
+    """Neither boxes nor in need of moving: runs, although each has a place in the grid."""
+    layout = TokenLayout((5, 2, 50), after=text)
+    rule = SlidingTile({"tiles": [3, 1, 1]}, [1, 2, 50])
+    plan = rule.build(layout, "cpu", layout_kind=kind)
+    assert plan_obstacle(plan) is None and plan.box is None and not plan.scattered
+    check(plan, layout, 1, 2)
+
+
 @pytest.mark.parametrize("block_k", [64, 128])
 def test_runs_with_lists_per_sample_and_head(block_k: int, runs_plan: Make) -> None:
     plan, _ = runs_plan([128, 17, 128, 65], [64, 3, 64, 64, 20], batch=2, heads=3, block_k=block_k)
@@ -116,10 +131,14 @@ def test_first_free(programs: int, device: torch.device) -> None:
 def test_obstacles(qkv: Make, random_plan: Make) -> None:
     plan, _ = random_plan([128, 30], [128], partial=(1, 1, 1))
     assert "token rule" in str(plan_obstacle(plan))
+    whole, _ = random_plan([128], [128])
+    narrow = replace(whole, full_index=whole.full_index[..., :0], full_count=whole.full_count * 0)
+    assert "without room" in str(plan_obstacle(narrow))
     small, _ = random_plan([20], [20], block=64)
     assert "64 x 64" in str(plan_obstacle(small))
     q, k, v = (x.half() for x in qkv(64, dim=128))
     assert tensor_obstacle(q, k, v) is None
+    assert "no queries" in str(tensor_obstacle(q[:0], k[:0], v[:0]))
     assert "float32" in str(tensor_obstacle(q.float(), k, v))
     assert "head_dim 96" in str(tensor_obstacle(q[..., :96], k[..., :96], v[..., :96]))
     odd = torch.randn(1, 64, 2, 129).half()[..., :128]
