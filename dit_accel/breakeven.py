@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from dit_accel.kernels.backends import moves_tokens
@@ -64,18 +63,13 @@ def effort(backend: str, device: str, plan: BlockPlan) -> float:
     return slope * visit * plan.launched_density(backend) + moving
 
 
-def boxes_beside_text(plan: BlockPlan) -> bool:
-    """Whether a plan has boxes of video tokens, and runs of others."""
-    return plan.box is not None and plan.q_length != math.prod(plan.grid or (0,))
-
-
 def _mean_visit(plan: BlockPlan) -> float:
     """Of the Hopper kernel."""
     if plan.list_kinds.partial:
         return 1.0
-    whole, short = BESIDE_TEXT if boxes_beside_text(plan) else ALONE
-    bare = 0 if plan.unmasked_count is None else int(plan.unmasked_count.sum())
-    share = bare / max(1, int(plan.full_count.sum()))
+    whole, short = BESIDE_TEXT if plan.mixed else ALONE
+    full, bare, *_ = plan.entries
+    share = bare / max(1, full)
     return share * whole + (1 - share) * short
 
 

@@ -116,7 +116,8 @@ def _hopper_machine() -> str | None:
 
 
 def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
-    from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
+    from dit_accel.kernels.hopper.launch import tensor_obstacle
+    from dit_accel.kernels.hopper.lists import plan_obstacle
 
     # Pooled keys go to the portable kernel, which runs every call that passes these.
     return plan_obstacle(plan) or tensor_obstacle(q, k, v)

@@ -7,6 +7,7 @@ positions, and a kernel reads and writes rows through `order`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -202,6 +203,12 @@ class BlockPlan:
         ordered = self.q_blocks.order is not None or self.k_blocks.order is not None
         return self.box is None and ordered
 
+    @property
+    def mixed(self) -> bool:
+        """Whether boxes of the video stand beside runs of other tokens."""
+        video = math.prod(self.grid or (0,))
+        return self.box is not None and (self.q_length, self.k_length) != (video, video)
+
     @cached_property
     def covers_queries(self) -> bool:
         """Whether every query token lies in a block of every sample."""
@@ -214,7 +221,7 @@ class BlockPlan:
         """Which kinds of entries the lists may have."""
         if self.kinds is not None:
             return self.kinds._replace(pooled=self.pooled_count is not None)
-        full, bare, partial, pooled = self._entries
+        full, bare, partial, pooled = self.entries
         return ListKinds(bare > 0, full > bare, partial > 0, pooled > 0)
 
     @property
@@ -224,12 +231,12 @@ class BlockPlan:
         Then the widths of the lists are taken, since to read the counts would wait for the device.
         """
         if self.kinds is None:
-            return (self._entries[0] + self._entries[2]) / max(1, self.full_count.numel())
+            return (self.entries[0] + self.entries[2]) / max(1, self.full_count.numel())
         partial = 0 if self.partial_index is None else self.partial_index.shape[-1]
         return min(self.full_index.shape[-1] + partial, self.k_blocks.count)
 
     @cached_property
-    def _entries(self) -> tuple[int, int, int, int]:
+    def entries(self) -> tuple[int, int, int, int]:
         """Entries of all lists, full, of these unmasked, partial and pooled, read together."""
         counts = (self.full_count, self.unmasked_count, self.partial_count, self.pooled_count)
         none = self.full_count.new_zeros((), dtype=torch.int64)
@@ -252,7 +259,7 @@ class BlockPlan:
 
     @cached_property
     def _slot_density(self) -> float:
-        full, _, partial, pooled = self._entries
+        full, _, partial, pooled = self.entries
         keys = (full + partial) * self.block_k + pooled
         lists = self.full_count.shape[0] * self.full_count.shape[1]
         return keys * self.block_q / (lists * self.q_length * self.k_length)

@@ -14,23 +14,24 @@ import argparse
 
 import torch
 
+from dit_accel.bench.cases import CASES
 from dit_accel.bench.plans import random_plan
 from dit_accel.kernels.block_sparse import block_sparse_attention
 
-SIZES = {128: (32768, 12), 64: (17664, 16)}
+CALLS = {case.head_dim: case for case in (CASES["l32768"], CASES["l17664"])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="hopper")
-    parser.add_argument("--head-dim", type=int, choices=SIZES, default=128)
+    parser.add_argument("--head-dim", type=int, choices=CALLS, default=128)
     parser.add_argument("--density", type=float, default=0.5)
     options = parser.parse_args()
     device = torch.device("cuda")
-    tokens, heads = SIZES[options.head_dim]
-    shape = (1, tokens, heads, options.head_dim)
+    case = CALLS[options.head_dim]
+    shape = (1, case.layout.length, case.heads, case.head_dim)
     q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(3))
-    plan = random_plan(tokens, options.density, device)
+    plan = random_plan(case.layout.length, options.density, device)
     for _ in range(3):
         block_sparse_attention(q, k, v, plan, backend=options.backend)
     torch.cuda.synchronize()

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit_accel.breakeven import boxes_beside_text
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.plan import BlockPlan, TokenMask
 from dit_accel.planner.clock import Clock
@@ -158,7 +157,7 @@ def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
     if backend == "triton" and plan.k_blocks.order is not None:
         return "triton gathered"
     if backend == "hopper" and not moved and plan.box is not None:
-        return "hopper mixed" if boxes_beside_text(plan) else "hopper"
+        return "hopper mixed" if plan.mixed else "hopper"
     return backend
 
 

@@ -15,6 +15,7 @@ from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import Tiling
+from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan, block_tokens
 from dit_accel.layout import TokenLayout
@@ -170,11 +171,8 @@ class _Option:
 
 
 def follows(backend: str, made: BlockPlan) -> bool:
-    """Whether a backend's kernels can follow a plan: Hopper's take large blocks, and a token rule
-    on boxes alone. (`kernels.hopper.launch` says so too, where its compiler is there.)"""
-    if backend != "hopper":
-        return True
-    return made.block_q == 128 and (made.box is not None or not made.list_kinds.partial)
+    """Whether a backend's kernels can follow a plan."""
+    return backend != "hopper" or plan_obstacle(made) is None
 
 
 def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:

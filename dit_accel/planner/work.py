@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dit_accel.kernels.hopper.lists import work_lists
+from dit_accel.kernels.hopper.lists import ROW, work_lists
 from dit_accel.kernels.plan import BlockPlan
 
 PARTS = ("row", "whole", "short", "partial")
@@ -79,7 +79,7 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
     dealt = work_lists(own, batch, heads, min(programs, copies * whole.size))
     starts = dealt.work[:, 0].contiguous()
     owners = torch.searchsorted(starts, torch.arange(len(dealt.items)).int(), right=True) - 1
-    return Work(parts, copies, dealt.items[:, 2].numpy(), owners.numpy())
+    return Work(parts, copies, dealt.items[:, ROW].numpy(), owners.numpy())
 
 
 def area_of(plan: BlockPlan) -> float:

@@ -6,14 +6,24 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
+from dit_accel.kernels.hopper import lists
+
 # The name changed between Triton 3.6 and 3.9; the old one stays there and raises.
 if "async_load" in tma.__all__:
     tma_load = tma.async_load
 else:
     tma_load = tma.async_copy_global_to_shared
 
-RUN = gl.constexpr(1 << 30)
-TOKEN = gl.constexpr((1 << 30) - 1)
+RUN = gl.constexpr(lists.RUN)
+TOKEN = gl.constexpr(lists.RUN - 1)
+SAMPLE = gl.constexpr(lists.SAMPLE)
+HEAD = gl.constexpr(lists.HEAD)
+ROW = gl.constexpr(lists.ROW)
+CODE = gl.constexpr(lists.CODE)
+LENGTH = gl.constexpr(lists.LENGTH)
+TILES = gl.constexpr(lists.TILES)
+BARE = gl.constexpr(lists.BARE)
+UNDER_RULE = gl.constexpr(lists.PARTIAL)  # of a meta
 # The feeder learns from hardware barriers that a buffer may be filled again: both groups (256
 # threads) arrive without waiting, and the feeder's warp meets them. Arriving at a barrier in memory
 # would cost the groups two more barriers each time, which the compiler puts around it.
@@ -97,7 +107,7 @@ def produce(
     i = gl.load(work + gl.program_id(0) * 2)
     tiles = gl.load(work + gl.program_id(0) * 2 + 1)
     item = items + i * 8
-    follows = gl.load(item + 2) * width
+    follows = gl.load(item + ROW) * width
     at = follows
     entry = gl.load(codes + at)
     second = entry
@@ -114,10 +124,10 @@ def produce(
     old_second = 0
     for now in range(tiles):
         if t == total:  # the next item; its row of `items` came with the number of its lists' row
-            sample = gl.load(item)
-            head = gl.load(item + 1)
-            code = gl.load(item + 3)
-            total = gl.load(item + 5)
+            sample = gl.load(item + SAMPLE)
+            head = gl.load(item + HEAD)
+            code = gl.load(item + CODE)
+            total = gl.load(item + TILES)
             half = code + SPLIT
             if BOXES and RUNS:
                 half = gl.where(code >= RUN, code + 64, code + SPLIT)
@@ -137,7 +147,7 @@ def produce(
             at = follows
             i += 1
             item = items + gl.minimum(i, n_items - 1) * 8
-            follows = gl.load(item + 2) * width
+            follows = gl.load(item + ROW) * width
             t = 0
         t += 1
         # The next codes are on their way while this tile waits for its buffers.

@@ -28,9 +28,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from dit_accel.kernels.hopper.feed import (
+    BARE,
+    CODE,
     FREE_QUERIES,
     FREE_TILE,
+    HEAD,
+    LENGTH,
     RUN,
+    SAMPLE,
+    TILES,
     TOKEN,
     arrive,
     produce,
@@ -67,10 +73,10 @@ def _finish(
     BOXES: gl.constexpr, RUNS: gl.constexpr, S_L: gl.constexpr, O_L: gl.constexpr,
 ):  # fmt: skip
     """Store out = acc / sums and LSE = (top + log2 sums) ln 2 of this group's 64 rows."""
-    sample = gl.load(items + item * 8)
-    head = gl.load(items + item * 8 + 1)
-    code = gl.load(items + item * 8 + 3)
-    length = gl.load(items + item * 8 + 4)
+    sample = gl.load(items + item * 8 + SAMPLE)
+    head = gl.load(items + item * 8 + HEAD)
+    code = gl.load(items + item * 8 + CODE)
+    length = gl.load(items + item * 8 + LENGTH)
     row = gl.arange(0, 64, layout=gl.SliceLayout(1, S_L))
     start = code + HALF * SPLIT
     if BOXES:
@@ -130,11 +136,11 @@ def _consume(
     item = gl.load(work + gl.program_id(0) * 2)
     tiles = gl.load(work + gl.program_id(0) * 2 + 1)
     # Of the items' rows two numbers are kept, those of the next one as well: nobody waits for them.
-    total = gl.load(items + item * 8 + 5)
-    bare = gl.load(items + item * 8 + 6)
+    total = gl.load(items + item * 8 + TILES)
+    bare = gl.load(items + item * 8 + BARE)
     row_ = items + gl.minimum(item + 1, n_items - 1) * 8
-    total_ = gl.load(row_ + 5)
-    bare_ = gl.load(row_ + 6)
+    total_ = gl.load(row_ + TILES)
+    bare_ = gl.load(row_ + BARE)
     done = 0
     mbarrier.wait(q_full.index(0), 0)
     mbarrier.wait(full.index(0), 0)
@@ -162,8 +168,8 @@ def _consume(
             total = total_
             bare = bare_
             row_ = items + gl.minimum(item + 1, n_items - 1) * 8
-            total_ = gl.load(row_ + 5)
-            bare_ = gl.load(row_ + 6)
+            total_ = gl.load(row_ + TILES)
+            bare_ = gl.load(row_ + BARE)
             t = 0
             mbarrier.wait(q_full.index(done & 1), (done >> 1) & 1)
         stage = now % STAGES

@@ -5,7 +5,6 @@ The kernel is in `forward`, and how a plan becomes its work lists in `lists`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -25,7 +24,6 @@ from dit_accel.kernels.split import attend_split
 from dit_accel.kernels.token_rules import TOKEN_RULES
 
 LOG2_E = 1.4426950408889634
-MAX_COORDINATE = 1023
 GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 RULES = {name: gluon.jit(rule) for name, rule in TOKEN_RULES.items()}
 
@@ -149,28 +147,6 @@ def tensor_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
-def plan_obstacle(plan: BlockPlan) -> str | None:
-    """Why the kernel cannot follow this plan, whatever the tensors, or None."""
-    if plan.block_q != 128 or plan.block_k not in (64, 128):
-        return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
-    if plan.box is None and plan.list_kinds.partial:
-        return "a token rule needs blocks that are boxes of the grid"
-    if _entries(plan) >= 1 << 31:
-        return f"{_entries(plan)} list entries: needs less than 2^31"
-    if 0 in (plan.q_blocks.count, plan.k_blocks.count, plan.full_index.shape[-1]):
-        return "no queries, no keys, or lists without room"
-    if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
-        return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
-    return None
-
-
-def _entries(plan: BlockPlan) -> int:
-    """Numbers in the kernel's lists, at most; it counts them in int32."""
-    partial = 0 if plan.partial_index is None else plan.partial_index.shape[-1]
-    samples = max(len(plan.full_count), len(plan.k_blocks.lengths))
-    return samples * plan.full_count[0].numel() * (plan.full_index.shape[-1] + partial + 1)
-
-
 @lru_cache(maxsize=1)
 def broken() -> str | None:
     """Why the kernel is not to be trusted here: it does not compile, or a small case is wrong."""
@@ -214,13 +190,12 @@ def _on_blocks(
     lists = work_lists(plan, batch, heads, programs)
     mask = plan.token_mask if plan.list_kinds.partial else None
     box = plan.box
-    video = math.prod(plan.grid or (0,))
-    runs = box is None or plan.q_length != video or plan.k_length != video
     out, lse = hopper_forward(
         q, k, v, lists.items, lists.work, lists.codes, lists.metas,
         None if mask is None else mask.packed, mask.name if mask else "", scale,
         plan.block_k, list(box or ()), list(plan.grid or (1, 1, 1)), plan.video_start,
-        runs, plan.covers_queries, mask.other[0] if mask and mask.other else "",
+        box is None or plan.mixed, plan.covers_queries,
+        mask.other[0] if mask and mask.other else "",
     )  # fmt: skip
     return out, lse if return_lse else None
 

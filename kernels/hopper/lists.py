@@ -13,7 +13,10 @@ from dit_accel.kernels.plan import BlockPlan, BlockTable
 
 RUN = 1 << 30
 NOTHING = -1
+MAX_COORDINATE = 1023
 PARTIAL = 256
+# The columns of an item.
+SAMPLE, HEAD, ROW, CODE, LENGTH, TILES, BARE = range(7)
 # What an item takes, in tenths of a tile without a mask: each of its tiles, those whose scores are
 # masked by length or by a token rule as well, and its beginning and end.
 TILE_WEIGHT = 10
@@ -54,6 +57,28 @@ def block_codes(table: BlockTable, boxes: bool) -> Tensor:
     return torch.where(t < 0, h | RUN, t << 20 | h << 10 | w)
 
 
+def plan_obstacle(plan: BlockPlan) -> str | None:
+    """Why the kernel cannot follow this plan, whatever the tensors, or None."""
+    if plan.block_q != 128 or plan.block_k not in (64, 128):
+        return f"blocks of {plan.block_q} x {plan.block_k}: needs 128 x 128 or 128 x 64"
+    if plan.box is None and plan.list_kinds.partial:
+        return "a token rule needs blocks that are boxes of the grid"
+    if _entries(plan) >= 1 << 31:
+        return f"{_entries(plan)} list entries: needs less than 2^31"
+    if 0 in (plan.q_blocks.count, plan.k_blocks.count, plan.full_index.shape[-1]):
+        return "no queries, no keys, or lists without room"
+    if plan.box is not None and max(plan.grid or (0,)) > MAX_COORDINATE:
+        return f"grid {plan.grid}: needs at most {MAX_COORDINATE} along each axis"
+    return None
+
+
+def _entries(plan: BlockPlan) -> int:
+    """Numbers in the kernel's lists, at most; it counts them in int32."""
+    partial = 0 if plan.partial_index is None else plan.partial_index.shape[-1]
+    samples = max(len(plan.full_count), len(plan.k_blocks.lengths))
+    return samples * plan.full_count[0].numel() * (plan.full_index.shape[-1] + partial + 1)
+
+
 def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLists:
     """The plan's lists for calls of that batch and number of heads, made once."""
     known = _LISTS.setdefault(plan, {})
@@ -62,12 +87,12 @@ def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLi
         items = _items(plan, tiles, bare, batch, heads)
         items = items[_order(items)]
         masked = MASKED_WEIGHT if plan.list_kinds.partial else SHORT_WEIGHT
-        weights = ITEM_WEIGHT + masked * items[:, 5] - (masked - TILE_WEIGHT) * items[:, 6]
+        weights = ITEM_WEIGHT + masked * items[:, TILES] - (masked - TILE_WEIGHT) * items[:, BARE]
         owners = first_free(weights, programs).long()
         work = torch.zeros((2, programs), dtype=torch.int32, device=plan.device)
-        work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, 5]]))
+        work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, TILES]]))
         counts, tiles = work
-        work = torch.stack([counts.cumsum(0) - counts, tiles], -1).int().contiguous()
+        work = torch.stack([counts.cumsum(0) - counts, tiles], -1).int()
         known[batch, heads] = WorkLists(items[owners.argsort(stable=True)], work, codes, metas)
     return known[batch, heads]
 
@@ -135,8 +160,8 @@ def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int)
 def _order(items: Tensor) -> Tensor:
     """The order in which items are dealt: very long ones first, then head by head, longest first in
     each. Heads stay together because their keys and values share the cache."""
-    tiles = items[:, 5].long()
+    tiles = items[:, TILES].long()
     long = tiles > 2 * tiles.float().mean()
-    line = items[:, 0].long() * (items[:, 1].max() + 1) + items[:, 1]
+    line = items[:, SAMPLE].long() * (items[:, HEAD].max() + 1) + items[:, HEAD]
     key = torch.where(long, 0, line + 1) * (1 << 24) - tiles
     return key.argsort(stable=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from dit_accel.kernels.hopper.feed import RUN
+from dit_accel.kernels.hopper.feed import CODE, ROW, RUN, UNDER_RULE
 
 
 @gluon.jit
@@ -29,8 +29,8 @@ def masked(
 
     SPLIT: how far the code of the group's first query is from the item's.
     """
-    entry = gl.load(items + item * 8 + 2).to(gl.int64) * width + t * (128 // KB)
-    rows = gl.load(items + item * 8 + 3) + SPLIT
+    entry = gl.load(items + item * 8 + ROW).to(gl.int64) * width + t * (128 // KB)
+    rows = gl.load(items + item * 8 + CODE) + SPLIT
     codes += entry
     metas += entry
     column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
@@ -70,9 +70,9 @@ def masked(
                 _load_params(rule_params + 16),
             )  # fmt: skip
         if KB == 64:
-            keep = keep & (kept | gl.expand_dims((meta & 256) == 0, 0))
+            keep = keep & (kept | gl.expand_dims((meta & UNDER_RULE) == 0, 0))
         else:
-            keep = keep & (kept | ((meta & 256) == 0))
+            keep = keep & (kept | ((meta & UNDER_RULE) == 0))
     return gl.where(keep, s, float("-inf"))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import dit_accel
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.hopper.launch import plan_obstacle
+from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.plan import TokenMask

@@ -16,8 +16,8 @@ import triton
 from dit_accel.kernels.hopper import launch
 from dit_accel.kernels.hopper.deal import first_free
 from dit_accel.kernels.hopper.deal_kernel import first_free as on_gpu
-from dit_accel.kernels.hopper.launch import plan_obstacle, tensor_obstacle
-from dit_accel.kernels.hopper.lists import PARTIAL, RUN, work_lists
+from dit_accel.kernels.hopper.launch import tensor_obstacle
+from dit_accel.kernels.hopper.lists import PARTIAL, RUN, plan_obstacle, work_lists
 from dit_accel.kernels.patterns import pattern
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan, block_tokens

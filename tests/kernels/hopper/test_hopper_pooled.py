@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 from dit_accel.kernels.backends import BACKENDS, choose
 from dit_accel.kernels.hopper import launch
-from dit_accel.kernels.hopper.launch import hopper_attention, plan_obstacle
+from dit_accel.kernels.hopper.launch import hopper_attention
+from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.hopper.split_cost import split_pays
 from dit_accel.kernels.plan import ListKinds
 from dit_accel.kernels.torch_backend import torch_attention
