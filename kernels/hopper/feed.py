@@ -31,6 +31,24 @@ FREE_QUERIES = gl.constexpr(8)  # two of them; Triton's own begin at 0
 FREE_TILE = gl.constexpr(10)  # one for each stage
 
 
+# What all three parts of the kernel compute from its arguments, the compiler computes once, at the
+# entry, and keeps in registers or on the stack. So signs of steps are not asked for, and each part
+# reads the program's number itself.
+@gluon.jit
+def wide(step):
+    """A step of an array, which is not negative, as int64."""
+    if step.dtype.primitive_bitwidth == 32:
+        step = step.to(gl.uint32)
+    return step.to(gl.int64)
+
+
+@gluon.jit
+def program():
+    return gl.inline_asm_elementwise(
+        "mov.u32 $0, %ctaid.x;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
 @gluon.jit
 def arrive(barrier_id):
     gl.inline_asm_elementwise(
@@ -97,15 +115,16 @@ def _copy_tile(
 @gluon.jit
 def produce(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s,
-    q_full, full, items, n_items, work, group, codes, width,
+    q_full, full, items, last, work, group, codes, width,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
     BOXES: gl.constexpr, RUNS: gl.constexpr,
 ):  # fmt: skip
     # Step t brings K of tile t and V of tile t - 1, which the groups' step t multiplies.
-    i = gl.load(work + gl.program_id(0) * 2)
-    tiles = gl.load(work + gl.program_id(0) * 2 + 1)
+    work += program() * 2
+    i = gl.load(work)
+    tiles = gl.load(work + 1)
     item = items + i * 8
     follows = gl.load(item + ROW) * width
     at = follows
@@ -146,7 +165,7 @@ def produce(
             kv = head // group
             at = follows
             i += 1
-            item = items + gl.minimum(i, n_items - 1) * 8
+            item = items + gl.minimum(i, last) * 8
             follows = gl.load(item + ROW) * width
             t = 0
         t += 1

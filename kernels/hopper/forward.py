@@ -40,6 +40,8 @@ from dit_accel.kernels.hopper.feed import (
     TOKEN,
     arrive,
     produce,
+    program,
+    wide,
 )
 from dit_accel.kernels.hopper.scores import exponents, masked, scaled, sums_of
 
@@ -104,18 +106,19 @@ def _finish(
     rows = gl.convert_layout(token, gl.SliceLayout(1, O_L)).to(gl.int64)
     mask = gl.convert_layout(held, gl.SliceLayout(1, O_L))
     dims = gl.arange(0, D, layout=gl.SliceLayout(0, O_L))
-    base = out_ptr + gl.multiple_of(sample.to(gl.int64) * o_sb + head.to(gl.int64) * o_sh, 8)
-    steps = gl.multiple_of(rows * o_ss, 8)
+    first = sample.to(gl.int64) * wide(o_sb) + head.to(gl.int64) * wide(o_sh)
+    base = out_ptr + gl.multiple_of(first, 8)
+    steps = gl.multiple_of(rows * wide(o_ss), 8)
     at = base + gl.expand_dims(steps, 1) + gl.expand_dims(dims, 0)
     gl.store(at, out, mask=gl.expand_dims(mask, 1))
-    line = lse_ptr + sample.to(gl.int64) * lse_b + head.to(gl.int64) * lse_h
+    line = lse_ptr + sample.to(gl.int64) * wide(lse_b) + head.to(gl.int64) * wide(lse_h)
     gl.store(line + token, lse, mask=held)
 
 
 @gluon.jit
 def _consume(
     q_s, k_s, v_s, q_full, full,
-    out_ptr, lse_ptr, items, n_items, work, codes, metas, width,
+    out_ptr, lse_ptr, items, last, work, codes, metas, width,
     o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
     rule_params, scale,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
@@ -133,12 +136,13 @@ def _consume(
     zero = gl.zeros([64, 128], gl.float32, S_L)
     acc = gl.zeros([64, D], gl.float32, O_L)
     top = gl.full([64], float("-inf"), gl.float32, R_L)
-    item = gl.load(work + gl.program_id(0) * 2)
-    tiles = gl.load(work + gl.program_id(0) * 2 + 1)
+    work += program() * 2
+    item = gl.load(work)
+    tiles = gl.load(work + 1)
     # Of the items' rows two numbers are kept, those of the next one as well: nobody waits for them.
     total = gl.load(items + item * 8 + TILES)
     bare = gl.load(items + item * 8 + BARE)
-    row_ = items + gl.minimum(item + 1, n_items - 1) * 8
+    row_ = items + gl.minimum(item + 1, last) * 8
     total_ = gl.load(row_ + TILES)
     bare_ = gl.load(row_ + BARE)
     done = 0
@@ -167,7 +171,7 @@ def _consume(
             item += 1
             total = total_
             bare = bare_
-            row_ = items + gl.minimum(item + 1, n_items - 1) * 8
+            row_ = items + gl.minimum(item + 1, last) * 8
             total_ = gl.load(row_ + TILES)
             bare_ = gl.load(row_ + BARE)
             t = 0
@@ -215,14 +219,14 @@ def _consume(
 
 @gluon.jit(
     do_not_specialize=[
-        "n_items", "group", "width", "lse_b", "lse_h", "grid_t", "grid_h", "grid_w", "video",
+        "last", "group", "width", "lse_b", "lse_h", "grid_t", "grid_h", "grid_w", "video",
         "q_ob", "q_oh", "q_ch", "k_ob", "k_oh", "k_ch", "v_ob", "v_oh", "v_ch",
         "o_sb", "o_ss", "o_sh",
     ]
 )  # fmt: skip
 def forward(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, out_ptr, lse_ptr,
-    items, work, codes, metas, rule_params, n_items, group, width, lse_b, lse_h,
+    items, work, codes, metas, rule_params, last, group, width, lse_b, lse_h,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch, o_sb, o_ss, o_sh,
     grid_t, grid_h, grid_w, video, scale,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
@@ -254,7 +258,7 @@ def forward(
         [
             (_consume, (
                 q_s, k_s, v_s, q_full, full,
-                out_ptr, lse_ptr, items, n_items, work, codes, metas,
+                out_ptr, lse_ptr, items, last, work, codes, metas,
                 width, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
@@ -262,7 +266,7 @@ def forward(
             )),
             (_consume, (
                 q_s, k_s, v_s, q_full, full,
-                out_ptr, lse_ptr, items, n_items, work, codes, metas,
+                out_ptr, lse_ptr, items, last, work, codes, metas,
                 width, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
@@ -270,7 +274,7 @@ def forward(
             )),
             (produce, (
                 q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_in, v_in, q_full,
-                full, items, n_items, work, group, codes, width,
+                full, items, last, work, group, codes, width,
                 q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, BOXES, RUNS,
             )),

@@ -240,7 +240,7 @@ def hopper_forward(
         forward[(len(work),)](
             *box_views, *run_views, out, lse, items, work, codes, metas,
             work if rule_params is None else rule_params,
-            len(items), heads // k.shape[2], codes.shape[-1],
+            len(items) - 1, heads // k.shape[2], codes.shape[-1],
             lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
             out.stride(0), out.stride(1), out.stride(2), *grid, video_start, scale * LOG2_E,
             D=dim, KB=block_k, STAGES=config.stages, Q_BOX=q_box, K_BOX=k_box, SPLIT=split,

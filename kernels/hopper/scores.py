@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from dit_accel.kernels.hopper.feed import CODE, ROW, RUN, UNDER_RULE
+from dit_accel.kernels.hopper.feed import CODE, ROW, RUN, UNDER_RULE, wide
 
 
 @gluon.jit
@@ -19,6 +19,15 @@ def _load_params(at):
 
 
 @gluon.jit
+def _taken_here(at, t):
+    """The pointer `at`. The compiler takes it to depend on t, or it would compute the addresses of
+    parameters at the kernel's entry and keep them."""
+    return at + gl.inline_asm_elementwise(
+        "mov.b32 $0, 0;", "=r,r", [t], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
 def masked(
     s, items, item, t, codes, metas, width, grid_t, grid_h, grid_w, rule_params,
     KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
@@ -29,16 +38,19 @@ def masked(
 
     SPLIT: how far the code of the group's first query is from the item's.
     """
-    entry = gl.load(items + item * 8 + ROW).to(gl.int64) * width + t * (128 // KB)
+    entry = gl.load(items + item * 8 + ROW).to(gl.int64) * wide(width) + t * (128 // KB)
     rows = gl.load(items + item * 8 + CODE) + SPLIT
     codes += entry
     metas += entry
     column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
     code = gl.load(codes)
     meta = gl.load(metas)
+    flags = meta
     if KB == 64:
+        second = gl.load(metas + 1)
+        flags |= second
         code = gl.where(column < 64, code, gl.load(codes + 1))
-        meta = gl.where(column < 64, meta, gl.load(metas + 1))
+        meta = gl.where(column < 64, meta, second)
         column = column % 64
     if BOXES:
         kt = ((code >> 20) & 1023) + column // (BOX[1] * BOX[2])
@@ -52,28 +64,29 @@ def masked(
         else:
             inside = present
     inside = inside & (code >= 0)
-    keep = gl.expand_dims(inside, 0)
-    if PARTIAL:
-        row = gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
-        qt = ((rows >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
-        qh = ((rows >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
-        qw = (rows & 1023) + row % Q_BOX[2]
-        kept = RULE(
-            gl.expand_dims(qt, 1), gl.expand_dims(qh, 1), gl.expand_dims(qw, 1),
-            gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
-            _load_params(rule_params),
-        )  # fmt: skip
-        if OTHER is not None:
-            kept = kept | OTHER(
+    s = gl.where(gl.expand_dims(inside, 0), s, float("-inf"))
+    if PARTIAL:  # known when the kernel is compiled  # noqa: SIM102
+        if (flags & UNDER_RULE) != 0:
+            rule_params = _taken_here(rule_params, t)
+            row = gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
+            qt = ((rows >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
+            qh = ((rows >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
+            qw = (rows & 1023) + row % Q_BOX[2]
+            kept = RULE(
                 gl.expand_dims(qt, 1), gl.expand_dims(qh, 1), gl.expand_dims(qw, 1),
                 gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
-                _load_params(rule_params + 16),
+                _load_params(rule_params),
             )  # fmt: skip
-        if KB == 64:
-            keep = keep & (kept | gl.expand_dims((meta & UNDER_RULE) == 0, 0))
-        else:
-            keep = keep & (kept | ((meta & UNDER_RULE) == 0))
-    return gl.where(keep, s, float("-inf"))
+            if OTHER is not None:
+                kept = kept | OTHER(
+                    gl.expand_dims(qt, 1), gl.expand_dims(qh, 1), gl.expand_dims(qw, 1),
+                    gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),
+                    _load_params(rule_params + 16),
+                )  # fmt: skip
+            if KB == 64:
+                kept = kept | gl.expand_dims((meta & UNDER_RULE) == 0, 0)
+            s = gl.where(kept, s, float("-inf"))
+    return s
 
 
 @gluon.jit
