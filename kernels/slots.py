@@ -6,13 +6,13 @@ q, k and v; the call runs on a plan over the slots; one pass moves the output ba
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dit_accel.kernels.once import once
 from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.plan import BlockPlan, BlockTable
 
@@ -34,39 +34,33 @@ class Slots:
     table: BlockTable
 
 
-_SLOTS: weakref.WeakKeyDictionary[BlockTable, Slots] = weakref.WeakKeyDictionary()
-_PLANS: weakref.WeakKeyDictionary[BlockPlan, BlockPlan] = weakref.WeakKeyDictionary()
-
-
+@once
 def slots_of(table: BlockTable, block: int, length: int) -> Slots:
-    """The slots of a table's blocks, made once."""
-    if table not in _SLOTS:
-        starts = torch.arange(table.count, device=table.starts.device, dtype=torch.int32) * block
-        _SLOTS[table] = Slots(
-            block_order(table, block),
-            raster_order(table, block, length),
-            BlockTable(None, starts, table.lengths),
-        )
-    return _SLOTS[table]
+    """The slots of a table's blocks."""
+    starts = torch.arange(table.count, device=table.starts.device, dtype=torch.int32) * block
+    return Slots(
+        block_order(table, block),
+        raster_order(table, block, length),
+        BlockTable(None, starts, table.lengths),
+    )
 
 
+@once
 def slot_plan(plan: BlockPlan) -> BlockPlan:
-    """The plan over slots, made once; it has no token rule."""
-    if plan not in _PLANS:
-        q, k = _sides(plan)
-        _PLANS[plan] = replace(
-            plan,
-            q_blocks=q.table,
-            k_blocks=k.table,
-            q_length=len(q.tokens),
-            k_length=len(k.tokens),
-            # Slots that are empty in every sample are never read.
-            covers=plan.q_blocks.lengths.shape[0] == 1,
-            box=None,
-            grid=None,
-            video_start=0,
-        )
-    return _PLANS[plan]
+    """The plan over slots; it has no token rule."""
+    q, k = _sides(plan)
+    return replace(
+        plan,
+        q_blocks=q.table,
+        k_blocks=k.table,
+        q_length=len(q.tokens),
+        k_length=len(k.tokens),
+        # Slots that are empty in every sample are never read.
+        covers=plan.q_blocks.lengths.shape[0] == 1,
+        box=None,
+        grid=None,
+        video_start=0,
+    )
 
 
 def attend_in_slots(

@@ -5,13 +5,13 @@ The two halves have disjoint keys, so that their merge (see `merge`) is the soft
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dit_accel.kernels.merge import merge
+from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, ListKinds
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.slots import Attend
@@ -25,33 +25,29 @@ class Halves:
     pooled: BlockPlan
 
 
-_HALVES: weakref.WeakKeyDictionary[BlockPlan, Halves] = weakref.WeakKeyDictionary()
-
-
+@once
 def halves_of(plan: BlockPlan) -> Halves:
-    """The halves of a plan with pooled lists, made once; nothing new is read from the device."""
-    if plan not in _HALVES:
-        kinds, covers = plan.list_kinds, plan.covers_queries
-        _HALVES[plan] = Halves(
-            replace(
-                plan,
-                pooled_count=None,
-                pooled_index=None,
-                kinds=kinds._replace(pooled=False),
-                covers=covers,
-            ),
-            replace(
-                plan,
-                full_count=torch.zeros_like(plan.full_count),
-                unmasked_count=None,
-                partial_count=None,
-                partial_index=None,
-                token_mask=None,
-                kinds=ListKinds(whole=False, short=False, partial=False, pooled=True),
-                covers=covers,
-            ),
-        )
-    return _HALVES[plan]
+    """The halves of a plan with pooled lists; nothing new is read from the device."""
+    kinds, covers = plan.list_kinds, plan.covers_queries
+    return Halves(
+        replace(
+            plan,
+            pooled_count=None,
+            pooled_index=None,
+            kinds=kinds._replace(pooled=False),
+            covers=covers,
+        ),
+        replace(
+            plan,
+            full_count=torch.zeros_like(plan.full_count),
+            unmasked_count=None,
+            partial_count=None,
+            partial_index=None,
+            token_mask=None,
+            kinds=ListKinds(whole=False, short=False, partial=False, pooled=True),
+            covers=covers,
+        ),
+    )
 
 
 def attend_split(

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, BlockTable
 from dit_accel.kernels.pooling import PooledKeys
 
@@ -48,9 +48,6 @@ class _Bucket:
     keys: Tokens
     full: Tensor | None
     pooled: Tensor | None = None
-
-
-_BUCKETS: WeakKeyDictionary[BlockPlan, list[_Bucket]] = WeakKeyDictionary()
 
 
 def torch_attention(
@@ -222,11 +219,9 @@ def _chunks(bucket: _Bucket, k: Tensor, limit: int) -> Iterator[_Bucket]:
         )
 
 
+@once
 def _buckets(plan: BlockPlan) -> list[_Bucket]:
-    found = _BUCKETS.get(plan)
-    if found is None:
-        found = _BUCKETS[plan] = list(_make_buckets(plan))
-    return found
+    return list(_make_buckets(plan))
 
 
 def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:

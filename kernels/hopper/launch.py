@@ -166,27 +166,37 @@ def hopper_attention(
     scale: float,
     return_lse: bool = False,
     pooled: PooledKeys | None = None,
+    programs: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD.
 
-    The portable kernel computes pooled keys, and a merge joins them.
+    The portable kernel computes pooled keys, and a merge joins them. programs: how many share the
+    work; one for each multiprocessor if not given.
     """
     call = (q, k, v, plan, scale, return_lse)
     if plan.scattered:
-        return attend_in_slots(*call, partial(hopper_attention, pooled=pooled))
+        attend = partial(hopper_attention, pooled=pooled, programs=programs)
+        return attend_in_slots(*call, attend)
     if pooled is not None and plan.list_kinds.pooled:
-        return attend_split(*call, pooled, _on_blocks, triton_attention)
-    return _on_blocks(*call)
+        on_blocks = partial(_on_blocks, programs=programs)
+        return attend_split(*call, pooled, on_blocks, triton_attention)
+    return _on_blocks(*call, programs=programs)
 
 
 def _on_blocks(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, return_lse: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool,
+    programs: int | None,
 ) -> tuple[Tensor, Tensor | None]:
     """A plan of boxes and runs, without pooled keys."""
     batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
-    programs = min(_processors(q.device), batch * heads * plan.q_blocks.count)
+    programs = min(programs or _processors(q.device), batch * heads * plan.q_blocks.count)
     lists = work_lists(plan, batch, heads, programs)
     mask = plan.token_mask if plan.list_kinds.partial else None
     box = plan.box

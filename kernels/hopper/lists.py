@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dit_accel.kernels.hopper.deal import first_free
+from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, BlockTable
 
 RUN = 1 << 30
@@ -40,11 +40,6 @@ class WorkLists:
     work: Tensor
     codes: Tensor
     metas: Tensor
-
-
-_LISTS: weakref.WeakKeyDictionary[BlockPlan, dict[tuple[int, int], WorkLists]] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 def block_codes(table: BlockTable, boxes: bool) -> Tensor:
@@ -79,22 +74,20 @@ def _entries(plan: BlockPlan) -> int:
     return samples * plan.full_count[0].numel() * (plan.full_index.shape[-1] + partial + 1)
 
 
+@once
 def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLists:
-    """The plan's lists for calls of that batch and number of heads, made once."""
-    known = _LISTS.setdefault(plan, {})
-    if (batch, heads) not in known:
-        codes, metas, tiles, bare = _key_lists(plan)
-        items = _items(plan, tiles, bare, batch, heads)
-        items = items[_order(items)]
-        masked = MASKED_WEIGHT if plan.list_kinds.partial else SHORT_WEIGHT
-        weights = ITEM_WEIGHT + masked * items[:, TILES] - (masked - TILE_WEIGHT) * items[:, BARE]
-        owners = first_free(weights, programs).long()
-        work = torch.zeros((2, programs), dtype=torch.int32, device=plan.device)
-        work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, TILES]]))
-        counts, tiles = work
-        work = torch.stack([counts.cumsum(0) - counts, tiles], -1).int()
-        known[batch, heads] = WorkLists(items[owners.argsort(stable=True)], work, codes, metas)
-    return known[batch, heads]
+    """The plan's lists for calls of that batch and number of heads."""
+    codes, metas, tiles, bare = _key_lists(plan)
+    items = _items(plan, tiles, bare, batch, heads)
+    items = items[_order(items)]
+    masked = MASKED_WEIGHT if plan.list_kinds.partial else SHORT_WEIGHT
+    weights = ITEM_WEIGHT + masked * items[:, TILES] - (masked - TILE_WEIGHT) * items[:, BARE]
+    owners = first_free(weights, programs).long()
+    work = torch.zeros((2, programs), dtype=torch.int32, device=plan.device)
+    work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, TILES]]))
+    counts, tiles = work
+    work = torch.stack([counts.cumsum(0) - counts, tiles], -1).int()
+    return WorkLists(items[owners.argsort(stable=True)], work, codes, metas)
 
 
 def _key_lists(plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:

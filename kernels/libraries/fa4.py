@@ -12,20 +12,17 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, BlockTable, listed_entries
 from dit_accel.kernels.pooling import PooledKeys
 
 BLOCK = 128
 MAX_DIM = 128
 """Beyond it the kernel's key blocks are not of 128 tokens."""
-
-_LISTS: WeakKeyDictionary[BlockPlan, tuple[Tensor, ...]] = WeakKeyDictionary()
-_ALIGNED: WeakKeyDictionary[BlockTable, bool] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=1)
@@ -105,21 +102,18 @@ def fa4_attention(
     return out, lse if return_lse else None
 
 
+@once
 def sparse_lists(plan: BlockPlan) -> tuple[Tensor, ...]:
     """(counts, indices) of masked and of full blocks, int32 [Bp, Hp, NQ] and [Bp, Hp, NQ, M].
 
-    There are no masked blocks; full ones ascend. Made once per plan.
+    There are no masked blocks; full ones ascend.
     """
-    found = _LISTS.get(plan)
-    if found is None:
-        listed = listed_entries(plan.full_count, plan.full_index)
-        last = plan.k_blocks.count
-        index = torch.where(listed, plan.full_index, last).sort(-1).values[..., :last]
-        index = torch.where(index < last, index, 0).int().contiguous()
-        none = torch.zeros_like(plan.full_count)
-        found = (none, torch.zeros_like(index[..., :1]), plan.full_count, index)
-        _LISTS[plan] = found
-    return found
+    listed = listed_entries(plan.full_count, plan.full_index)
+    last = plan.k_blocks.count
+    index = torch.where(listed, plan.full_index, last).sort(-1).values[..., :last]
+    index = torch.where(index < last, index, 0).int().contiguous()
+    none = torch.zeros_like(plan.full_count)
+    return none, torch.zeros_like(index[..., :1]), plan.full_count, index
 
 
 def _fa4() -> tuple[Any, Any]:
@@ -128,15 +122,11 @@ def _fa4() -> tuple[Any, Any]:
     return attend, import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
 
 
+@once
 def _aligned(table: BlockTable, length: int) -> bool:
     """Whether the blocks are the tokens in place, cut every BLOCK tokens, for every sample."""
-    found = _ALIGNED.get(table)
-    if found is None:
-        starts = torch.arange(table.count, device=table.starts.device) * BLOCK
-        found = table.order is None and table.count == -(-length // BLOCK)
-        found = found and bool(
-            (table.starts == starts).all()
-            & (table.lengths == (length - starts).clamp_max(BLOCK)).all()
-        )
-        _ALIGNED[table] = found
-    return found
+    if table.order is not None or table.count != -(-length // BLOCK):
+        return False
+    starts = torch.arange(table.count, device=table.starts.device) * BLOCK
+    lengths = (length - starts).clamp_max(BLOCK)
+    return bool((table.starts == starts).all() & (table.lengths == lengths).all())

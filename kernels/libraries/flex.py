@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dit_accel.kernels.merge import merge
+from dit_accel.kernels.once import once
 from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.plan import BlockPlan, BlockTable, listed_entries
 from dit_accel.kernels.pooling import PooledKeys
@@ -54,8 +54,6 @@ class FlexPlan:
 
 KINDS = 1024
 """Kinds of inputs (dtype, head_dim, mask, ...) that FlexAttention may be compiled for."""
-
-_PLANS: WeakKeyDictionary[BlockPlan, FlexPlan] = WeakKeyDictionary()
 
 
 def flex_missing() -> str | None:
@@ -110,15 +108,9 @@ def flex_attention(
     return out, lse if return_lse else None
 
 
+@once
 def flex_plan(plan: BlockPlan) -> FlexPlan:
-    """The plan's conversion, made once."""
-    found = _PLANS.get(plan)
-    if found is None:
-        found = _PLANS[plan] = _convert(plan)
-    return found
-
-
-def _convert(plan: BlockPlan) -> FlexPlan:
+    """The plan as FlexAttention takes it."""
     q_index = k_index = back = None
     q_slots, k_slots = plan.q_length, plan.k_length
     if not _in_place(plan.q_blocks, plan.block_q, plan.q_length):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -336,3 +337,28 @@ def test_opcheck_and_full_graph(device: torch.device) -> None:
         return hopper_forward(query, *arguments[1:])[0] * 2
 
     assert torch.equal(torch.compile(twice, fullgraph=True, backend="aot_eager")(q), twice(q))
+
+
+def test_cuda_graph(device: torch.device, qkv: Make) -> None:
+    """A graph computes what a call does; lists are never made inside one."""
+    layout = TokenLayout((3, 13, 20), after=40)
+    rule = pattern("sliding_tile", tile=[2, 8, 8])
+    plan = rule.build(layout, device, layout_kind="boxes")
+    q, k, v = qkv(layout.length, heads=2, dim=128, dtype=torch.bfloat16)
+    other = replace(plan)
+    for known in (plan, other):
+        assert known.list_kinds and known.covers_queries
+    call = partial(block_sparse_attention, q, k, v, backend="hopper")
+    expected = call(plan=plan)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call(plan=plan)
+    captured.fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(captured, expected)
+    with (
+        pytest.raises(RuntimeError, match="same call once before the capture"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        call(plan=other)
+    assert torch.equal(call(plan=other), expected)

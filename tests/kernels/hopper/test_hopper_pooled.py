@@ -27,7 +27,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The plans that reach the Hopper kernel."""
     plans: list[Any] = []
 
-    def on_blocks(*call: Any) -> Any:
+    def on_blocks(*call: Any, programs: int | None) -> Any:
         plan = call[3]
         assert not plan.scattered and not plan.list_kinds.pooled and plan.pooled_count is None
         plans.append(plan)
