@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 WARMUP_MS = 20.0
-"""A GPU at rest needs some work before it runs at its clock."""
-MAX_WARMUP = 50
+"""Work before the time of a call is known well enough to tell how many settle the clock."""
+SETTLE_MS = 150.0
+"""A GPU's clock follows the power that its work takes, within some 50 ms: so long a call runs, over
+and over, before it is timed."""
+MAX_CALLS = 1000
+HOST_MS = 0.2
+"""Calls shorter than this may take the host longer to queue than the GPU to run."""
 HEAD_START_CYCLES = 20_000_000
-"""How long the GPU is kept busy (about 10 ms) while the host queues the calls behind it."""
+"""How long the GPU waits then (about 10 ms) while the host queues the calls behind it."""
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -71,10 +76,10 @@ def measure(
 ) -> Timing:
     """Time of the call's work on the device, without what the host needs to launch it.
 
-    On a GPU the calls queue behind a short wait, each between two events; on a CPU it is the time
-    that the call takes.
+    On a GPU the calls queue behind others of their kind, each between two events, so that all are
+    timed at the clock that they bring about; on a CPU it is the time that the call takes.
     """
-    _warm_up(call, device, warmup)
+    each = _warm_up(call, device, max(1, warmup))
     if device.type != "cuda":
         return Timing.of([_timed(call, device) for _ in range(repeats)])
     events = [
@@ -82,7 +87,10 @@ def measure(
         for _ in range(repeats)
     ]
     with torch.cuda.device(device):
-        torch.cuda._sleep(HEAD_START_CYCLES)
+        for _ in range(min(MAX_CALLS, math.ceil(SETTLE_MS / each))):
+            call()
+        if each < HOST_MS:
+            torch.cuda._sleep(HEAD_START_CYCLES)
         for begin, end in events:
             begin.record()
             call()
@@ -118,11 +126,9 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def _warm_up(call: Callable[[], object], device: torch.device, calls: int) -> None:
-    spent = sum(_timed(call, device) for _ in range(calls))
-    if device.type != "cuda" or calls == 0:
-        return
-    for _ in range(MAX_WARMUP):
-        if spent >= WARMUP_MS:
-            return
-        spent += _timed(call, device)
+def _warm_up(call: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Milliseconds of the shortest of them, the host's part included; on a GPU there are more."""
+    times = [_timed(call, device) for _ in range(calls)]
+    while calls and device.type == "cuda" and sum(times) < WARMUP_MS and len(times) < MAX_CALLS:
+        times.append(_timed(call, device))
+    return min(times, default=0.0)

@@ -6,7 +6,10 @@ import csv
 import sys
 import time
 import types
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,14 @@ from dit_accel.bench.goals import GOALS, reached
 from dit_accel.bench.kernels import DenseResult, dense_result
 from dit_accel.bench.machine import commit, machine
 from dit_accel.bench.records import OK, WRONG, CsvLog, Row
-from dit_accel.bench.timing import Rotation, copies_needed, first_calls, measure, measure_wall
+from dit_accel.bench.timing import (
+    MAX_CALLS,
+    Rotation,
+    copies_needed,
+    first_calls,
+    measure,
+    measure_wall,
+)
 from dit_accel.errors import DitAccelError
 
 CPU = torch.device("cpu")
@@ -35,6 +45,40 @@ def test_median_after_warm_up() -> None:
     calls.clear()
     assert measure_wall(call, CPU, repeats=1, warmup=0).median_ms >= 50
     assert [round(s, 1) for s in first_calls(lambda: time.sleep(0.1), CPU)] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("ms", [8.0, 0.05])
+def test_a_gpu_is_timed_at_the_clock_of_the_call(
+    ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls run one behind the other, unwatched, for a while; the timed ones follow at once, or
+    behind a wait where the host may be too slow for that."""
+    log: list[str] = []
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        log.append("call")
+        now += ms
+
+    def event(enable_timing: bool) -> Any:
+        mark = SimpleNamespace(at=0.0)
+        mark.record = lambda: setattr(mark, "at", now)
+        mark.elapsed_time = lambda later: later.at - mark.at
+        return mark
+
+    cuda = SimpleNamespace(
+        Event=event, device=lambda device: nullcontext(), _sleep=lambda _: log.append("wait"),
+        synchronize=lambda device: log.append("sync"),
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr("time.perf_counter", lambda: now / 1e3)
+    timing = measure(call, torch.device("cuda"), repeats=5, warmup=1)
+    assert timing.median_ms == pytest.approx(ms) and timing.repeats == 5
+    log.pop()
+    queued = log[len(log) - log[::-1].index("sync") :]
+    settling = 19 if ms == 8.0 else MAX_CALLS
+    assert queued == ["call"] * settling + ["wait"] * (ms < 1) + ["call"] * 5
 
 
 def test_inputs_rotate_only_where_they_fit_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
