@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 
@@ -86,8 +86,11 @@ def fit_clock(readings: Sequence[Reading]) -> Clock:
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
+    highest = mhz.max()
+
     def loss() -> torch.Tensor:
         busy, free, lag, settling, cycle, kflop = unknown * units
+        free = torch.minimum(free, highest)  # nothing else would bound it from above
         end = torch.minimum(free, 1e3 / (cycle + kflop * kflops))
         told = end + (busy - end) * torch.exp(-(ms - lag).clamp_min(0) / settling)
         far = (told / mhz - 1) / TELLING
@@ -100,4 +103,5 @@ def fit_clock(readings: Sequence[Reading]) -> Clock:
         return value
 
     solver.step(step)
-    return Clock(*(unknown.detach() * units).tolist())
+    found = Clock(*(unknown.detach() * units).tolist())
+    return replace(found, free=min(found.free, highest.item()))

@@ -59,14 +59,8 @@ class Work:
 
 
 def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int) -> Work:
-    """The items of a call that runs a plan.
-
-    The Hopper kernel has one step for every masked tile: where a plan has a token rule, tiles under
-    a length mask cost as much as those under the rule.
-    """
+    """The items of a call that runs a plan."""
     whole, short, partial = list_visits(plan)
-    if backend == "hopper" and plan.list_kinds.partial:
-        short, partial = np.zeros_like(short), short + partial
     area = area_of(plan)
     rows = np.full_like(whole, plan.block_q / FULL_BLOCK)
     parts = np.stack([rows, area * whole, area * short, area * partial], -1)

@@ -17,7 +17,8 @@ AXES = {3: "[t, h, w]", 2: "[h, w]", 1: "n"}
 class Window:
     """How far a query sees along each axis: a number of tiles or tokens, or a fraction of the axis.
 
-    values: one per axis, in the order t, h, w; -1 is the whole axis (in tiles and tokens).
+    values: one per axis, in the order t, h, w; -1 (in tiles and tokens) and a fraction of 1 are the
+        whole axis.
     """
 
     unit: str
@@ -60,20 +61,36 @@ class Window:
         asked, every tile sees exactly k tiles, and an even number of tiles k < parts means k + 1,
         as sliding tile attention's own rule |centre - tile| <= k // 2 has it.
         """
-        value = self.values[axis]
-        if value == WHOLE:
-            return parts
-        share = {"tiles": value, "tokens": value / length * parts, "fraction": value * parts}
-        whole = max(1, math.ceil(share[self.unit] - 1e-6))
-        return min(parts, whole + 1 - whole % 2)
+        return parts if self.whole(axis) else min(parts, self._odd_tiles(axis, length, parts))
 
     def tokens(self, axis: int, length: int, edge: int = 1) -> int:
         """Tokens on an axis of `length` tokens whose tiles are `edge` long, at most `length`."""
+        return length if self.whole(axis) else min(length, self._tokens(axis, length, edge))
+
+    def whole(self, axis: int) -> bool:
+        """Whether it is the whole axis, whatever its length."""
+        return self.values[axis] == (1 if self.unit == "fraction" else WHOLE)
+
+    def tiles_aside(self, axis: int, length: int, parts: int) -> int:
+        """Tiles seen to either side, where a window is cut off at the borders: half of `tiles`, and
+        all for a whole axis."""
+        return parts if self.whole(axis) else self._odd_tiles(axis, length, parts) // 2
+
+    def tokens_aside(self, axis: int, length: int, edge: int = 1) -> int:
+        """Tokens seen to either side, where a window is cut off at the borders: half of `tokens`,
+        and all for a whole axis."""
+        return length if self.whole(axis) else min(length, self._tokens(axis, length, edge) // 2)
+
+    def _odd_tiles(self, axis: int, length: int, parts: int) -> int:
         value = self.values[axis]
-        if value == WHOLE:
-            return length
+        share = {"tiles": value, "tokens": value / length * parts, "fraction": value * parts}
+        whole = max(1, math.ceil(share[self.unit] - 1e-6))
+        return whole + 1 - whole % 2
+
+    def _tokens(self, axis: int, length: int, edge: int) -> int:
+        value = self.values[axis]
         asked = {"tiles": value * edge, "tokens": value, "fraction": value * length}
-        return min(length, max(1, math.ceil(asked[self.unit] - 1e-6)))
+        return max(1, math.ceil(asked[self.unit] - 1e-6))
 
 
 def _check_value(name: str, unit: str, value: object) -> None:

@@ -27,7 +27,7 @@ class Disc(Rules):
 
     radius: {"tokens": r}, {"fraction": f} of the longer of height and width, or {"tiles": n} of the
         longer edge of a tile.
-    frame_window: over frames, {"tokens" | "fraction" | "tiles": n}; {"tokens": -1} is all.
+    frame_window: over frames, {"tokens" | "fraction" | "tiles": n}; -1 or a fraction of 1 is all.
     tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens in partial blocks.
     """
 
@@ -70,16 +70,15 @@ class Disc(Rules):
     def _limit(self, grid: Triple, edge: int) -> int:
         """Squared distances below this are seen."""
         longer = max(grid[1:])
+        all_of_it = 2 * longer**2  # more would be no more, and overflow 32 bits
         value = self.radius.values[0]
-        if value == WHOLE:
-            return 2 * longer**2
         radius = {"tokens": value, "tiles": value * edge, "fraction": value * longer}
-        return max(1, math.ceil(radius[self.radius.unit] ** 2 - 1e-6))
+        if value == WHOLE or radius[self.radius.unit] > 2 * longer:
+            return all_of_it
+        return min(all_of_it, max(1, math.ceil(radius[self.radius.unit] ** 2 - 1e-6)))
 
     def _half(self, grid: Triple, edge: int) -> int:
-        if self.frame_window.values[0] == WHOLE:
-            return grid[0]
-        return self.frame_window.tokens(0, grid[0], edge) // 2
+        return self.frame_window.tokens_aside(0, grid[0], edge)
 
 
 def _near(length: int, half: int) -> np.ndarray:

@@ -81,15 +81,15 @@ class Neighborhood(AxisRules):
         params: list[int] = []
         for axis, (length, tile) in enumerate(zip(grid, tiling.tile, strict=True)):
             dilation = self.dilation[axis]
-            window = self.window.tokens(axis, length, tile)
-            if window * dilation > length:
-                if dilation > 1 and self.window.values[axis] != WHOLE:
-                    raise DitAccelError(
-                        f"dilation: expected dilation x window <= {length} tokens along "
-                        f"{AXES[axis]}, got {dilation} x {window}; the nearest legal dilation is "
-                        f"{max(1, length // window)}."
-                    )
-                window = length // dilation
+            asked = 1 if self.window.whole(axis) else self.window.tokens(axis, length, tile)
+            if asked * dilation > length:
+                raise DitAccelError(
+                    f"dilation: expected dilation x window <= {length} tokens along "
+                    f"{AXES[axis]}, got {dilation} x {asked}; the nearest legal dilation is "
+                    f"{max(1, length // asked)}."
+                )
+            # A whole axis is all of a dilation group, of which some are one token longer.
+            window = -(-length // dilation) if self.window.whole(axis) else asked
             stride = min(window, self.stride.tokens(axis, length, tile))
             params += [length, window, stride, dilation, int(self.causal[axis])]
         return "neighborhood", tuple(params)

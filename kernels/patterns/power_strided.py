@@ -26,7 +26,8 @@ from dit_accel.kernels.patterns.sliding_tile import part_sizes
 class PowerStrided(Rules):
     """Keeps local tiles, and tiles a power of two away along one axis.
 
-    window: {"tiles" | "tokens" | "fraction": [t, h, w]}, the width of what is local.
+    window: {"tiles" | "tokens" | "fraction": [t, h, w]}, the width of what is local; -1 or a
+        fraction of 1 is the whole axis.
     sink: number of tiles along t, from the first, that all queries see.
     tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens where blocks straddle tiles.
     """
@@ -79,4 +80,4 @@ class PowerStrided(Rules):
         return abs(tiles[:, None] - tiles) <= self._half(grid, axis, len(sizes))
 
     def _half(self, grid: Triple, axis: int, parts: int) -> int:
-        return self.window.tiles(axis, grid[axis], parts) // 2
+        return self.window.tiles_aside(axis, grid[axis], parts)

@@ -114,17 +114,16 @@ def test_small_blocks_cost_their_share() -> None:
 
 
 def busiest_as_dealt(plan: BlockPlan, known: Constants, heads: int, programs: int) -> float:
-    """Cycles of the Hopper kernel's busiest program, from the lists that it is given: tiles
-    without a mask, and the others, which all take the masked step."""
+    """Cycles of the Hopper kernel's busiest program, from the lists that it is given."""
     lists = work_lists(plan, 1, heads, programs)
     starts = [*lists.work[:, 0].tolist(), len(lists.items)]
     mask = plan.token_mask
-    masked = known.short if mask is None else known.rules[mask.name]
+    under_rule = 0.0 if mask is None else known.rules[mask.name]
     loads = []
     for begin, end in itertools.pairwise(starts):
-        tiles, bare = lists.items[begin:end, 5:7].sum(0).tolist()
-        spent = (end - begin) * known.row + bare * known.whole + (tiles - bare) * masked
-        loads.append(spent)
+        tiles, bare, ruled = lists.items[begin:end, 5:].sum(0).tolist()
+        short = (tiles - bare - ruled) * known.short
+        loads.append((end - begin) * known.row + bare * known.whole + short + ruled * under_rule)
     return known.launch + max(loads)
 
 

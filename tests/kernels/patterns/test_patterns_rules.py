@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dit_accel.errors import DitAccelError
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.geometry.blocks import token_coordinates
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
@@ -345,6 +347,43 @@ def test_plans_keep_what_the_rule_keeps(label: str) -> None:
             assert plan.launched_density("torch") >= density - 1e-9
             if not exact and not tiling.straddles and name in ("sliding_tile", "full"):
                 assert torch.equal(kept, expected)
+
+
+WHOLE_AXES = [
+    ("disc", {"radius": {"tokens": -1}, "frame_window": {"fraction": 1}}),
+    ("disc", {"radius": {"tokens": 46341}, "frame_window": {"tokens": 99}}),  # squares need 32 bits
+    ("disc", {"radius": {"tokens": 10**30}}),
+    ("power_strided", {"window": {"tiles": [-1, -1, -1]}, "tile": [1, 1, 1]}),
+    ("power_strided", {"window": {"fraction": [1, 1.0, 1]}}),
+    ("power_strided", {"window": {"tokens": [99, 99, 99]}}),
+    ("neighborhood", {"window": {"fraction": [1, 1, 1]}}),
+    ("neighborhood", {"window": {"tokens": [-1, 99, -1]}}),
+    ("sliding_tile", {"window": {"tokens": [-1, 99, -1]}}),
+    ("inward_window", {"base": {"fraction": [1, 1]}}),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), WHOLE_AXES, ids=str)
+@pytest.mark.parametrize("grid", [(9, 5, 7), (1, 13, 1)], ids=str)
+def test_whole_axes_are_seen_whole(name: str, parameters: dict[str, Any], grid: Grid) -> None:
+    layout = TokenLayout(grid, after=3)
+    plan = plan_for(layout, pattern(name, exact=True, **parameters), "cpu", layout_kind="lengths")
+    assert dense_mask(plan, 1, 1).all()
+
+
+@pytest.mark.parametrize("grid", [(9, 5, 7), (4, 6, 1)], ids=str)
+def test_a_whole_axis_is_the_whole_dilation_group(grid: Grid) -> None:
+    steps = (2, 3, 1)
+    rule = pattern("neighborhood", window={"tokens": [-1, -1, -1]}, dilation=steps, exact=True)
+    mask = dense_mask(plan_for(TokenLayout(grid), rule, "cpu", layout_kind="lengths"), 1, 1)
+    groups = [
+        tuple(x % d for x, d in zip(place, steps, strict=True))
+        for place in itertools.product(*map(range, grid))
+    ]
+    assert mask.view(len(groups), -1).tolist() == [[a == b for b in groups] for a in groups]
+    with pytest.raises(DitAccelError, match="nearest legal dilation is 4"):
+        far = pattern("neighborhood", window={"tokens": [-1, 3, 3]}, dilation=(5, 1, 1))
+        plan_for(TokenLayout((4, 6, 8)), far, "cpu", layout_kind="lengths")
 
 
 def test_radial_at_the_paper_s_frame_sizes() -> None:
