@@ -49,12 +49,12 @@ def banded(kind: str, **more: Any) -> Callable[[float], Pattern]:
     return lambda x: pattern(kind, density=min(x, 0.999), **more)
 
 
-def disc(frames: float | None, **more: Any) -> Callable[[float], Pattern]:
-    """A circle; over a share of the frames, of which None makes the free parameter."""
+def disc(frames: int | None, **more: Any) -> Callable[[float], Pattern]:
+    """A circle; over so many frames, or the free parameter's share of them."""
 
     def make(x: float) -> Pattern:
-        share = {"fraction": x if frames is None else frames}
-        return pattern("disc", radius={"fraction": x}, frame_window=share, **more)
+        over = {"fraction": x} if frames is None else {"tokens": frames}
+        return pattern("disc", radius={"fraction": x}, frame_window=over, **more)
 
     return make
 
@@ -115,8 +115,8 @@ FAMILIES: dict[str, Family] = {
         "attention_tile, first": references("first"),
         "radial": lambda x: pattern("radial", decay=4 * x),
         "radial, no first frame": lambda x: pattern("radial", decay=4 * x, sink=False),
-        "disc, all frames": disc(1.0),
-        "disc, all frames, exact": disc(1.0, exact=True),
+        "disc, 4 frames each way": disc(9),
+        "disc, 4 frames each way, exact": disc(9, exact=True),
         "disc, fewer frames": disc(None),
         "inward_window": lambda x: pattern("inward_window", base={"fraction": [x, x]}),
         "power_strided": window("power_strided", None, None),

@@ -42,8 +42,8 @@ SOAK_MS, LOAD_MS, HEAD_MS = 1000.0, 30.0, 20.0
 """Matrix products before the first call is timed, while one gets its inputs, and right before it:
 the last ones give the host time to queue the calls that are timed."""
 BURSTS, SHORT = 3, 5e12
-"""How often a call is timed anew, each time behind products, and floating-point operations up to
-which it is: a GPU's clock sometimes jumps, and then a short call is timed at another one."""
+"""How often a call is timed anew, each time behind such products, and floating-point operations up
+to which it is: a GPU's clock sometimes jumps, and then a short call is timed at another one."""
 OWN, OWN_FLOPS = 8, 1.5e13
 """Calls that follow untimed, at most, and floating-point operations after which there are no more.
 """
@@ -164,14 +164,16 @@ class Bench:
                 run, times = self.runner(call), self.times(self.flops(call))
                 self.known[name_of(call)] = measure(run, self.device, times, warmup=1).median_ms
             else:
-                load.beside(LOAD_MS)
-                run, name, flops = self.runner(call), name_of(call), self.flops(call)
-                bursts = BURSTS if flops <= SHORT else 1
-                found = sorted(self.hot(run, flops, load) for _ in range(bursts))
-                self.known[name], self.clocks[name] = found[bursts // 2]
+                name = name_of(call)
+                bursts = [
+                    self.hot(call, load) for _ in range(BURSTS if self.flops(call) <= SHORT else 1)
+                ]
+                self.known[name], self.clocks[name] = sorted(bursts)[len(bursts) // 2]
 
-    def hot(self, run: Callable[[], object], flops: float, load: Load) -> tuple[float, float]:
+    def hot(self, call: Job | Subject, load: Load) -> tuple[float, float]:
         """Milliseconds of a call on a GPU that has been at work for a while; MHz right after it."""
+        load.beside(LOAD_MS)
+        run, flops = self.runner(call), self.flops(call)
         load.end(HEAD_MS)
         for _ in range(self.ahead(flops)):
             run()

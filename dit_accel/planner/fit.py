@@ -52,7 +52,7 @@ class Sample:
         blocks = self.length / FULL_BLOCK
         visits = (0.0, blocks) if self.length % FULL_BLOCK else (blocks, 0.0)
         each = np.array([[1.0, *visits, 0.0]]) * self.batch * self.heads * blocks / programs
-        return Work(each, 1, np.zeros(1, int))
+        return Work(each, 1, float(each[:, 1:].sum()), np.zeros(1, int))
 
 
 def fit(

@@ -6,6 +6,7 @@ them to whoever is free. The Hopper kernel deals them beforehand, by weights of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,19 +19,26 @@ PARTS = ("row", "whole", "short", "partial")
 """What an item is made of: itself, then visits without a mask, under a length mask, and under the
 token rule."""
 FULL_BLOCK = 128
+MIDDLING, PER_OCTAVE = 8, 0.08
+"""Where boxes lie beside runs of text, the Hopper kernel's visits under a token rule take longer in
+higher boxes, of which a thread has more rows to compare: the height that prices are for, and the
+share that doubling it adds (as the round calls of samples/planner_cases.py have it)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
     """A call's items.
 
-    parts: float [lists, len(PARTS)], items and visits of 128 x 128 of each list of the plan.
-    copies: items of each list. lists, owners: int [n], the list of each item and the program that
-    takes it; None where the GPU deals them.
+    parts: float [lists, len(PARTS)], items and visits of 128 x 128 of each list of the plan; visits
+        under a rule are counted as those of MIDDLING height that take as long.
+    copies: items of each list. visits: of 128 x 128, of all items together.
+    lists, owners: int [n], the list of each item and the program that takes it; None where the GPU
+        deals them.
     """
 
     parts: np.ndarray
     copies: int
+    visits: float
     lists: np.ndarray | None = None
     owners: np.ndarray | None = None
 
@@ -39,11 +47,6 @@ class Work:
         """Parts of all items together."""
         total: np.ndarray = self.copies * self.parts.sum(0)
         return total
-
-    @property
-    def visits(self) -> float:
-        """Visits of 128 x 128 of all items together."""
-        return float(self.total[1:].sum())
 
     def busiest(self, prices: np.ndarray, programs: int) -> np.ndarray:
         """Parts of the program that has most at these prices; of none in particular where the GPU
@@ -62,18 +65,21 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
     """The items of a call that runs a plan."""
     whole, short, partial = list_visits(plan)
     area = area_of(plan)
+    copies = (batch // whole.shape[0]) * (heads // whole.shape[1])
+    visits = copies * area * float((whole + short + partial).sum())
+    if backend == "hopper" and plan.box is not None and plan.mixed:
+        partial = partial * (1 + PER_OCTAVE * math.log2(plan.box[1] / MIDDLING))
     rows = np.full_like(whole, plan.block_q / FULL_BLOCK)
     parts = np.stack([rows, area * whole, area * short, area * partial], -1)
-    copies = (batch // whole.shape[0]) * (heads // whole.shape[1])
     parts = parts.reshape(-1, len(PARTS))
     if backend != "hopper":
-        return Work(parts, copies)
+        return Work(parts, copies, visits)
     # A plan of its own: the kernel keeps the lists of the GPU at hand, of as many programs.
     own = replace(plan.to("cpu"))
     dealt = work_lists(own, batch, heads, min(programs, copies * whole.size))
     starts = dealt.work[:, 0].contiguous()
     owners = torch.searchsorted(starts, torch.arange(len(dealt.items)).int(), right=True) - 1
-    return Work(parts, copies, dealt.items[:, ROW].numpy(), owners.numpy())
+    return Work(parts, copies, visits, dealt.items[:, ROW].numpy(), owners.numpy())
 
 
 def area_of(plan: BlockPlan) -> float:

@@ -24,7 +24,6 @@ LENGTH = gl.constexpr(lists.LENGTH)
 TILES = gl.constexpr(lists.TILES)
 BARE = gl.constexpr(lists.BARE)
 UNDER_RULE = gl.constexpr(lists.PARTIAL)  # of a meta
-LENGTH_BITS = gl.constexpr(lists.PARTIAL - 1)
 # The feeder learns from hardware barriers that a buffer may be filled again: both groups (256
 # threads) arrive without waiting, and the feeder's warp meets them. Arriving at a barrier in memory
 # would cost the groups two more barriers each time, which the compiler puts around it.

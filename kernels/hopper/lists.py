@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +16,12 @@ NOTHING = -1
 MAX_COORDINATE = 1023
 PARTIAL = 256
 # The columns of an item.
-SAMPLE, HEAD, ROW, CODE, LENGTH, TILES, BARE, RULED = range(8)
-# What an item takes, in tenths of a tile without a mask: such a tile, one whose scores are masked
-# by length, one under the token rule, and the item's beginning and end.
+SAMPLE, HEAD, ROW, CODE, LENGTH, TILES, BARE = range(7)
+# What an item takes, in tenths of a tile without a mask: each of its tiles, those whose scores are
+# masked by length or by a token rule as well, and its beginning and end.
 TILE_WEIGHT = 10
 SHORT_WEIGHT = 12
-RULED_WEIGHT = 22
+MASKED_WEIGHT = 22
 ITEM_WEIGHT = 3
 
 
@@ -31,8 +30,7 @@ class WorkLists:
     """A plan in the kernel's form (see `forward`); all int32.
 
     items [n, 8]: a query block each: sample, head, row of the lists, code, tokens, tiles, tiles
-        without a mask, tiles under the token rule. Those of one program stand together, in its
-        order.
+        without a mask. Those of one program stand together, in its order.
     work [P, 2]: each program's first item, and its tiles of 128 keys.
     codes, metas [Bl, Hl, NQ, W]: where the key blocks are, and how many tokens each has, plus
         PARTIAL where the token rule applies.
@@ -79,23 +77,21 @@ def _entries(plan: BlockPlan) -> int:
 @once
 def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLists:
     """The plan's lists for calls of that batch and number of heads."""
-    codes, metas, *tiles = _key_lists(plan)
-    items = _items(plan, tiles, batch, heads)
+    codes, metas, tiles, bare = _key_lists(plan)
+    items = _items(plan, tiles, bare, batch, heads)
     items = items[_order(items)]
-    weights = ITEM_WEIGHT + SHORT_WEIGHT * items[:, TILES]
-    weights -= (SHORT_WEIGHT - TILE_WEIGHT) * items[:, BARE]
-    weights += (RULED_WEIGHT - SHORT_WEIGHT) * items[:, RULED]
+    masked = MASKED_WEIGHT if plan.list_kinds.partial else SHORT_WEIGHT
+    weights = ITEM_WEIGHT + masked * items[:, TILES] - (masked - TILE_WEIGHT) * items[:, BARE]
     owners = first_free(weights, programs).long()
     work = torch.zeros((2, programs), dtype=torch.int32, device=plan.device)
     work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, TILES]]))
-    counts, held = work
-    work = torch.stack([counts.cumsum(0) - counts, held], -1).int()
+    counts, tiles = work
+    work = torch.stack([counts.cumsum(0) - counts, tiles], -1).int()
     return WorkLists(items[owners.argsort(stable=True)], work, codes, metas)
 
 
-def _key_lists(plan: BlockPlan) -> tuple[Tensor, ...]:
-    """Codes and metas [Bl, Hl, NQ, W]; tiles, those without a mask, and those under the token rule,
-    [Bl, Hl, NQ]."""
+def _key_lists(plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes and metas [Bl, Hl, NQ, W]; tiles, and those without a mask, [Bl, Hl, NQ]."""
     together = 128 // plan.block_k
     count, index = plan.full_count, plan.full_index
     flags: Tensor | int = 0
@@ -128,11 +124,10 @@ def _key_lists(plan: BlockPlan) -> tuple[Tensor, ...]:
     bare = torch.zeros_like(total) if plan.unmasked_count is None else plan.unmasked_count
     # An empty list is one tile of nothing: its rows come out as 0 with LSE -inf.
     tiles = ((total + together - 1) // together).clamp_min(1)
-    ruled = torch.where(total > count, tiles - count // together, 0)
-    return codes.int().contiguous(), metas.int().contiguous(), tiles, bare // together, ruled
+    return codes.int().contiguous(), metas.int().contiguous(), tiles, bare // together
 
 
-def _items(plan: BlockPlan, tiles: Sequence[Tensor], batch: int, heads: int) -> Tensor:
+def _items(plan: BlockPlan, tiles: Tensor, bare: Tensor, batch: int, heads: int) -> Tensor:
     """int32 [batch * heads * NQ, 8], sample and head major (see WorkLists)."""
     blocks = plan.q_blocks.count
     shape = (batch, heads, blocks)
@@ -140,7 +135,7 @@ def _items(plan: BlockPlan, tiles: Sequence[Tensor], batch: int, heads: int) -> 
         torch.arange(n, device=plan.device).view([-1 if a == axis else 1 for a in range(3)])
         for axis, n in enumerate(shape)
     )
-    lists = tiles[0].shape
+    lists = tiles.shape
     row = (sample % lists[0] * lists[1] + head % lists[1]) * blocks + block
     columns = (
         sample,
@@ -148,7 +143,9 @@ def _items(plan: BlockPlan, tiles: Sequence[Tensor], batch: int, heads: int) -> 
         row,
         block_codes(plan.q_blocks, plan.box is not None),
         plan.q_blocks.lengths.unsqueeze(1),
-        *(counted.expand(lists) for counted in tiles),
+        tiles,
+        bare.expand(lists),
+        torch.zeros_like(sample),
     )
     return torch.stack([c.int().expand(shape) for c in columns], -1).view(-1, 8)
 

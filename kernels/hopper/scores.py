@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from dit_accel.kernels.hopper.feed import CODE, LENGTH_BITS, ROW, RUN, UNDER_RULE, wide
+from dit_accel.kernels.hopper.feed import CODE, ROW, RUN, UNDER_RULE, wide
 
 
 @gluon.jit
@@ -28,33 +28,6 @@ def _taken_here(at, t):
 
 
 @gluon.jit
-def _places(code, offset, BOX: gl.constexpr):
-    """Coordinates (t, h, w) of a box's tokens."""
-    t = ((code >> 20) & 1023) + offset // (BOX[1] * BOX[2])
-    h = ((code >> 10) & 1023) + offset // BOX[2] % BOX[1]
-    w = (code & 1023) + offset % BOX[2]
-    return t, h, w
-
-
-@gluon.jit
-def _bounded(
-    s, code, meta, column, grid_t, grid_h, grid_w,
-    BOX: gl.constexpr, BOXES: gl.constexpr, RUNS: gl.constexpr,
-):  # fmt: skip
-    """Scores with -inf for keys outside the grid, beyond a run's end, or of no block."""
-    if BOXES:
-        t, h, w = _places(code, column, BOX)
-        inside = (t < grid_t) & (h < grid_h) & (w < grid_w)
-    if RUNS:
-        present = column < (meta & LENGTH_BITS)
-        if BOXES:
-            inside = gl.where(code >= RUN, present, inside)
-        else:
-            inside = present
-    return gl.where(gl.expand_dims(inside & (code >= 0), 0), s, float("-inf"))
-
-
-@gluon.jit
 def masked(
     s, items, item, t, codes, metas, width, grid_t, grid_h, grid_w, rule_params,
     KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
@@ -72,29 +45,33 @@ def masked(
     column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
     code = gl.load(codes)
     meta = gl.load(metas)
-    short = (meta & LENGTH_BITS) < KB
-    under_rule = meta & UNDER_RULE
+    flags = meta
     if KB == 64:
         second = gl.load(metas + 1)
-        short |= (second & LENGTH_BITS) < KB
-        under_rule |= second & UNDER_RULE
+        flags |= second
         code = gl.where(column < 64, code, gl.load(codes + 1))
         meta = gl.where(column < 64, meta, second)
         column = column % 64
-    if short:
-        if KB == 128 and BOXES and RUNS:
-            if code >= RUN:
-                s = _bounded(s, code, meta, column, grid_t, grid_h, grid_w, BOX, False, True)
-            else:
-                s = _bounded(s, code, meta, column, grid_t, grid_h, grid_w, BOX, True, False)
+    if BOXES:
+        kt = ((code >> 20) & 1023) + column // (BOX[1] * BOX[2])
+        kh = ((code >> 10) & 1023) + column // BOX[2] % BOX[1]
+        kw = (code & 1023) + column % BOX[2]
+        inside = (kt < grid_t) & (kh < grid_h) & (kw < grid_w)
+    if RUNS:
+        present = column < (meta & 255)
+        if BOXES:
+            inside = gl.where(code >= RUN, present, inside)
         else:
-            s = _bounded(s, code, meta, column, grid_t, grid_h, grid_w, BOX, BOXES, RUNS)
+            inside = present
+    inside = inside & (code >= 0)
+    s = gl.where(gl.expand_dims(inside, 0), s, float("-inf"))
     if PARTIAL:  # known when the kernel is compiled  # noqa: SIM102
-        if under_rule != 0:
+        if (flags & UNDER_RULE) != 0:
             rule_params = _taken_here(rule_params, t)
             row = gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
-            qt, qh, qw = _places(rows, row, Q_BOX)
-            kt, kh, kw = _places(code, column, BOX)
+            qt = ((rows >> 20) & 1023) + row // (Q_BOX[1] * Q_BOX[2])
+            qh = ((rows >> 10) & 1023) + row // Q_BOX[2] % Q_BOX[1]
+            qw = (rows & 1023) + row % Q_BOX[2]
             kept = RULE(
                 gl.expand_dims(qt, 1), gl.expand_dims(qh, 1), gl.expand_dims(qw, 1),
                 gl.expand_dims(kt, 0), gl.expand_dims(kh, 0), gl.expand_dims(kw, 0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.hopper.lists import work_lists
@@ -118,12 +120,19 @@ def busiest_as_dealt(plan: BlockPlan, known: Constants, heads: int, programs: in
     lists = work_lists(plan, 1, heads, programs)
     starts = [*lists.work[:, 0].tolist(), len(lists.items)]
     mask = plan.token_mask
-    under_rule = 0.0 if mask is None else known.rules[mask.name]
-    loads = []
-    for begin, end in itertools.pairwise(starts):
-        tiles, bare, ruled = lists.items[begin:end, 5:].sum(0).tolist()
-        short = (tiles - bare - ruled) * known.short
-        loads.append((end - begin) * known.row + bare * known.whole + short + ruled * under_rule)
+    prices = (known.whole, known.short, 0.0 if mask is None else known.rules[mask.name])
+    full, bare = plan.full_count, plan.unmasked_count
+    assert bare is not None
+    partial = torch.zeros_like(full) if plan.partial_count is None else plan.partial_count
+    if plan.mixed:  # boxes twice as high take 0.08 longer
+        assert plan.box is not None
+        partial = partial * (1 + 0.08 * (math.log2(plan.box[1]) - 3))
+    visits = torch.stack([bare, full - bare, partial], -1).view(-1, 3).double()
+    spent = known.row + visits @ torch.tensor(prices).double()
+    loads = [
+        float(spent[lists.items[begin:end, 2].long()].sum())
+        for begin, end in itertools.pairwise(starts)
+    ]
     return known.launch + max(loads)
 
 
