@@ -282,8 +282,11 @@ def _shipped() -> list[tuple[str, str, Path]]:
 
 def _rule(table: Any, where: str) -> Rule:
     table = _table(table, where)
-    if "union" in table:
-        table.setdefault("compute", "union")
+    if "union" in table and table.setdefault("compute", "union") != "union":
+        raise DitAccelError(
+            f"{where}: expected compute or union, got both: a union's patterns are its own list, "
+            f"union = [{table['compute']!r}, ...]."
+        )
     compute = _compute(
         {k: v for k, v in table.items() if k not in _RULE_KEYS or k == "compute"}, where
     )

@@ -14,7 +14,7 @@ What was seen of the pairs: none of their times or clocks is in a fit, but the m
 its parts after a first comparison. Hopper's items are dealt as its kernel deals them; prices are
 cycles at the clock of dit_accel/planner/clock.py (nanoseconds before that were right for long
 calls, and up to 56 % too high for calls under a millisecond); and the height of boxes counts under
-token rules beside text (before that, 29 of 30 pairs were within 15 %, one exact disc 17 % too high).
+token rules beside text (before that, one of the 30 pairs, an exact disc, was 17 % off).
 """
 
 from __future__ import annotations

@@ -93,7 +93,10 @@ def plan(
     if picture is not None and picture.suffix.lower() != ".png":
         raise DitAccelError(f"--out: expected a file that ends in .png, got {picture}.")
     cast = forecast(model, height, width, frames, name, gpu=gpu, backend=backend, **parameters)
-    drawn = None if picture is None else cast.draw(picture, place)
+    try:
+        drawn = None if picture is None else cast.draw(picture, place)
+    except OSError as error:
+        raise DitAccelError(f"--out: {picture} cannot be written: {error.strerror}.") from None
     if as_json:
         out.print_json(json.dumps(cast.to_dict(), default=str))
         return

@@ -130,7 +130,7 @@ def _pairs(text: str, spec: str) -> dict[str, str]:
             pairs[key] += "," + part.strip()
         else:
             raise DitAccelError(
-                f"profile {spec!r}: expected NAME:key=value,key=value, such as "
+                f"{spec!r}: expected NAME:key=value,key=value, such as "
                 "sliding_tile:window=3,3,3."
             )
     return pairs
@@ -149,7 +149,7 @@ def _value(key: str, text: str, spec: str) -> Any:
     except tomllib.TOMLDecodeError as error:
         if re.fullmatch(r"[\w.*-]+(,[\w.*-]+)*", text):
             return text
-        raise DitAccelError(f"profile {spec!r}: {key} is not a value: {error}.") from error
+        raise DitAccelError(f"{spec!r}: {key} is not a value: {error}.") from error
 
 
 def _window(numbers: list[float]) -> dict[str, list[float]]:

@@ -204,15 +204,20 @@ def cost_table(gpu: str | None, folder: Path = TABLES) -> CostTable | None:
     return None
 
 
-def no_table(gpu: str, folder: Path = TABLES) -> DitAccelError:
-    """The error for a GPU that was asked for by name and has no table."""
+def known_gpus(folder: Path = TABLES) -> str:
+    """The GPUs that calls can be predicted for, as a list to read."""
     there = shipped_gpus(folder)
     for stand_in, own in STAND_INS.items():
         if own in there and stand_in not in there:
             there.append(f"{stand_in} (by the numbers of {own})")
+    return ", ".join(there) or "none yet"
+
+
+def no_table(gpu: str, folder: Path = TABLES) -> DitAccelError:
+    """The error for a GPU that was asked for by name and has no table."""
     return DitAccelError(
         f"gpu: there is no table of measured costs for {gpu!r}; there are: "
-        f"{', '.join(there) or 'none yet'}. Leave it out to be told densities and the bound alone: "
+        f"{known_gpus(folder)}. Leave it out to be told densities and the bound alone: "
         "without a table, times are relative only."
     )
 

@@ -11,7 +11,7 @@ from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.pipelines.registry import ADAPTERS
 from dit_accel.planner.costs import cost_table, no_table
-from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
+from dit_accel.planner.forecast import Forecast, breakeven_text, check_gpu, other_ms, plan
 from dit_accel.planner.models import Subject, subject
 from dit_accel.policy import Policy, SiteKey
 from dit_accel.profile import Profile, load_profile
@@ -87,6 +87,7 @@ def diagnose(
     Raises:
         DitAccelError: an unknown name or a wrong value, with the nearest.
     """
+    check_gpu(gpu)
     if gpu is not None and cost_table(gpu) is None:
         raise no_table(gpu)
     what = subject(model, height, width, frames)
@@ -150,6 +151,8 @@ def _advice(seen: Diagnosis) -> str:
     sparse = [p for p in seen.shares if p is not None]
     if not sparse:
         return f"profile {seen.profile!r} runs no pattern: choose another one."
+    if not any(seen.forecasts[p].gpu for p in sparse):
+        return "there is no GPU here and none was named: --gpu tells what to expect of one."
     losing = [p for p in sparse if (seen.forecasts[p].speedup or math.inf) <= 1]
     if losing and len(losing) == len(sparse):
         return (

@@ -313,13 +313,13 @@ def test_where_sparse_is_never_slower(tables: Path) -> None:
     for share in (0.62, 0.994, 0.997, 1.3):
         some = dataclasses.replace(cast, breakeven=share, dense_ms=9.0, sparse_ms=3.0)
         told[share] = breakeven_text(some)
-    assert told[0.62] == f"{at} dense is faster above 62% launched"
-    assert told[0.994] == f"{at} dense is faster above 99% launched"
+    assert told[0.62] == f"{at} dense is faster above 62.0% launched"
+    assert told[0.994] == f"{at} dense is faster above 99.4% launched"
     never = f"{at} sparse is never slower than dense, however much is launched"
     assert told[0.997] == told[1.3] == never
     slower = dataclasses.replace(cast, breakeven=1.02, launched=1.1, dense_ms=3.0, sparse_ms=3.2)
-    assert "launches 110% of the pairs" in slower.verdict
-    assert "dense is faster above 102% launched" in slower.verdict
+    assert "launches 110.0% of the pairs" in slower.verdict
+    assert "dense is faster above 102.0% launched" in slower.verdict
 
 
 @pytest.mark.parametrize("model", ["ltx", "cogvideox-5b", "flux"])
@@ -351,7 +351,7 @@ def test_why_is_it_not_faster(tables: Path) -> None:
     assert "self-attention is" in text and "keeps 22% of the calls dense" in text
     cast = next(iter(found.forecasts.values()))
     assert cast.breakeven is not None
-    told = f"at 75,600 tokens dense is faster above {cast.breakeven:.0%} launched"
+    told = f"at 75,600 tokens dense is faster above {cast.breakeven:.1%} launched"
     assert dict(found.rows())["break-even"] == told and told in str(cast)
     small = diagnose("flux", 256, 256, profile="balanced", gpu="h200")
     assert "dense attention is as fast" in small.rows()[-1][1]
