@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class DitAccelError(ValueError):
@@ -28,3 +31,16 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> DitAccelError:
     close = nearest(name, options)
     hint = f" Did you mean {close!r}?" if close else ""
     return DitAccelError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(options) or 'none'}.")
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value`, an integer of Python or numpy, as an int; DitAccelError unless it is >= `least`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = round(value) if isinstance(value, float) and math.isfinite(value) else None
+    else:
+        if number is not None and number >= least:
+            return number
+    near = "" if number is None else f"; the nearest legal value is {max(least, number)}"
+    raise DitAccelError(f"{name}: expected a whole number >= {least}, got {value!r}{near}.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
-from dit_accel.errors import DitAccelError
+from dit_accel.errors import DitAccelError, whole_number
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,30 @@ class TokenLayout:
     valid: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        grid = tuple(int(size) for size in self.grid)
+        try:
+            grid = tuple(map(operator.index, self.grid))
+        except TypeError:
+            grid = ()
         if len(grid) != 3 or min(grid) < 1:
-            raise DitAccelError(f"grid: expected three sizes (T, H, W) >= 1, got {self.grid}.")
-        if self.before < 0 or self.after < 0:
             raise DitAccelError(
-                f"before, after: expected token counts >= 0, got {self.before}, {self.after}."
+                f"grid: expected three whole sizes (T, H, W) >= 1, got {self.grid!r}."
             )
         object.__setattr__(self, "grid", grid)
+        for name in ("before", "after"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 0))
         if self.valid is not None:
             object.__setattr__(self, "valid", self._normalised_valid())
 
     def _normalised_valid(self) -> tuple[tuple[int, int], ...] | None:
-        valid = tuple((int(before), int(after)) for before, after in self.valid or ())
+        try:
+            valid = tuple((operator.index(b), operator.index(a)) for b, a in self.valid or ())
+        except (TypeError, ValueError):  # no pairs, or none of whole numbers
+            valid = ()
         if not valid:
-            raise DitAccelError("valid: expected one (before, after) pair per sample, got none.")
+            raise DitAccelError(
+                "valid: expected one (before, after) pair of token counts per sample, "
+                f"got {self.valid!r}."
+            )
         for before, after in valid:
             if not (0 <= before <= self.before and 0 <= after <= self.after):
                 raise DitAccelError(

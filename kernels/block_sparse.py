@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from numbers import Real
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from dit_accel.errors import DitAccelError
+from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS, choose, eligible
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
@@ -79,8 +80,20 @@ def block_sparse_attention(
     if layout not in ("bshd", "bhsd"):
         raise DitAccelError(f"layout: expected 'bshd' or 'bhsd', got {layout!r}.")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor):
+            raise _wrong_type(name, "a tensor", tensor)
         if tensor.ndim != 4:
             raise DitAccelError(f"{name}: expected four dimensions, got {tuple(tensor.shape)}.")
+    if not isinstance(plan, BlockPlan):
+        raise _wrong_type("plan", "a BlockPlan", plan)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    elif type(scale) is not float:
+        if isinstance(scale, bool) or not isinstance(scale, Real):
+            raise _wrong_type("scale", "a number", scale)
+        scale = float(scale)
+    if backend is not None and not isinstance(backend, str):
+        raise unknown("backend", str(backend), BACKENDS)
     if layout == "bhsd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     check_call(q, k, v, plan)
@@ -89,11 +102,21 @@ def block_sparse_attention(
     reason = eligible(chosen, q, k, v, plan)
     if reason is not None:
         raise DitAccelError(f"backend {chosen!r} cannot run this call: {reason}.")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = BACKENDS[chosen].forward(q, k, v, plan, scale, return_lse, pooled)
+    if q.numel():
+        out, lse = BACKENDS[chosen].forward(q, k, v, plan, scale, return_lse, pooled)
+    else:  # of a batch of 0, say: backends divide by sizes
+        out = torch.empty_like(q)
+        rows = (q.shape[0], q.shape[2], q.shape[1])
+        lse = q.new_empty(rows, dtype=torch.float32) if return_lse else None
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return out if lse is None else (out, lse)
+
+
+def _wrong_type(name: str, expected: str, value: Any) -> DitAccelError:
+    """The error for an argument of another type; a tensor's numbers are not shown."""
+    shown = "a tensor" if isinstance(value, Tensor) else repr(value)
+    return DitAccelError(f"{name}: expected {expected}, got {shown}.")
 
 
 def check_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
@@ -133,6 +156,8 @@ def _check_pooled(q: Tensor, k: Tensor, plan: BlockPlan, pooled: PooledKeys | No
         )
     if pooled is None:
         return
+    if not isinstance(pooled, PooledKeys):
+        raise _wrong_type("pooled", "PooledKeys", pooled)
     expected = (q.shape[0], pooled.count, k.shape[2], q.shape[3])
     for name, tensor in (("key", pooled.key), ("value", pooled.value)):
         if tensor.shape != expected:

@@ -130,8 +130,7 @@ def _pairs(text: str, spec: str) -> dict[str, str]:
             pairs[key] += "," + part.strip()
         else:
             raise DitAccelError(
-                f"{spec!r}: expected NAME:key=value,key=value, such as "
-                "sliding_tile:window=3,3,3."
+                f"{spec!r}: expected NAME:key=value,key=value, such as sliding_tile:window=3,3,3."
             )
     return pairs
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -38,15 +40,15 @@ def draw_plan(
 ) -> Path:
     """Write the PNG of a forecast; see `Forecast.draw`. Raises DitAccelError for a wrong query."""
     grid = cast.layout.grid
-    place = tuple(size // 2 for size in grid) if query is None else query
+    place = tuple(size // 2 for size in grid) if query is None else _place(query)
     for name, value, size in zip("thw", place, grid, strict=True):
         if not 0 <= value < size:
             raise DitAccelError(
                 f"query: expected 0 <= {name} < {size}, got {value}; the nearest legal value is "
                 f"{min(max(value, 0), size - 1)}."
             )
-    if not 0 <= head < max(cast.heads, 1):
-        raise DitAccelError(f"head: expected 0 to {cast.heads - 1}, got {head}.")
+    if not isinstance(head, Integral) or not 0 <= head < max(cast.heads, 1):
+        raise DitAccelError(f"head: expected 0 to {cast.heads - 1}, got {head!r}.")
     token = cast.layout.video_start + (place[0] * grid[1] + place[1]) * grid[2] + place[2]
     seen = query_sees(cast.plan, token, head)
     start, stop = cast.layout.video_start, cast.layout.video_start + cast.layout.video_length
@@ -55,6 +57,17 @@ def draw_plan(
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path
+
+
+def _place(query: Any) -> tuple[int, int, int]:
+    """A query as three ints; DitAccelError if it is none."""
+    try:
+        t, h, w = map(operator.index, query)
+    except (TypeError, ValueError):
+        raise DitAccelError(
+            f"query: expected three whole numbers (t, h, w), got {query!r}."
+        ) from None
+    return t, h, w
 
 
 def query_sees(plan: BlockPlan, token: int, head: int = 0) -> np.ndarray:

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import Tiling
 from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
+from dit_accel.kernels.patterns.composite import parse_pattern
 from dit_accel.kernels.plan import BlockPlan, block_tokens
 from dit_accel.layout import TokenLayout
-from dit_accel.planner.costs import CostTable, cost_table, no_table, shipped_gpus, this_gpu
+from dit_accel.planner.costs import CostTable, cost_table, known_gpus, no_table, this_gpu
 from dit_accel.planner.models import Subject, subject
 
 SAMPLED, QUERIES = 96, 3
@@ -109,9 +112,13 @@ class Forecast:
         """Write a PNG: the keys that a query sees, frame by frame, and the block mask.
 
         query: (t, h, w) in tokens, the middle of the video unless given.
+
+        Raises DitAccelError for a path that is none, and a query or a head that is not there.
         """
         from dit_accel.planner.draw import draw_plan
 
+        if not isinstance(path, (str, PathLike)) or Path(path).suffix.lower() != ".png":
+            raise DitAccelError(f"path: expected a file that ends in .png, got {path!r}.")
         return draw_plan(self, Path(path), query, head)
 
     def __str__(self) -> str:
@@ -124,7 +131,7 @@ def plan(
     height: int | None = None,
     width: int | None = None,
     frames: int | None = None,
-    pattern: str | Pattern = "sliding_tile",
+    pattern: str | Pattern | Mapping[str, Any] = "sliding_tile",
     *,
     gpu: str | None = None,
     backend: str | None = None,
@@ -136,7 +143,8 @@ def plan(
         model: "wan-14b" and the like (see `planner.models.KNOWN`), a folder in diffusers' format, a
             Hub id, or "demo".
         height, width, frames: in pixels; the model's usual ones unless given.
-        pattern: a pattern, or the name of one with its `parameters`.
+        pattern: a pattern, a table such as {"compute": "radial", "decay": 0.3}, or the name of one
+            with its `parameters`.
         gpu: such as "h100"; this machine's unless given. Times need a table for it.
         window: of those patterns that have one, also as three bare numbers: whole ones count tiles,
             with a decimal among them they are fractions of each axis.
@@ -147,11 +155,12 @@ def plan(
     """
     what = model if isinstance(model, Subject) else subject(model, height, width, frames)
     rule = _pattern(pattern, parameters)
+    check_gpu(gpu)
     table = cost_table(gpu)
     if table is None and gpu is not None:
         raise no_table(gpu)
-    if backend is not None and backend not in LAYOUT_KINDS:
-        raise unknown("backend", backend, LAYOUT_KINDS)
+    if backend is not None and not (isinstance(backend, str) and backend in LAYOUT_KINDS):
+        raise unknown("backend", str(backend), LAYOUT_KINDS)
     names = [backend] if backend else [n for n in LAYOUT_KINDS if table and n in table.backends]
     options = [_Option(name, kind) for name in names or ["triton"] for kind in LAYOUT_KINDS[name]]
     made = {o: plan_for(what.layout, rule, "cpu", what.heads, o.kind) for o in options}
@@ -160,6 +169,12 @@ def plan(
     best = min(options, key=lambda option: priced[option] or 0.0)
     cast = _forecast(what, rule, table, best, made[best], priced[best])
     return dataclasses.replace(cast, assumed=backend is None and priced[best] is None)
+
+
+def check_gpu(gpu: object) -> None:
+    """DitAccelError unless `gpu` is a name or None."""
+    if gpu is not None and not isinstance(gpu, str):
+        raise DitAccelError(f'gpu: expected a name such as "h100", got {gpu!r}.')
 
 
 @dataclass(frozen=True)
@@ -175,20 +190,21 @@ def follows(backend: str, made: BlockPlan) -> bool:
     return backend != "hopper" or plan_obstacle(made) is None
 
 
-def _pattern(given: str | Pattern, parameters: Mapping[str, Any]) -> Pattern:
+def _pattern(given: str | Pattern | Mapping[str, Any], parameters: Mapping[str, Any]) -> Pattern:
     if isinstance(given, str):
         window = parameters.get("window")
         if isinstance(window, Sequence) and not isinstance(window, str):
             parameters = {**parameters, "window": bare_window(window)}
         return pattern(given, **parameters)
+    rule = parse_pattern(given, "pattern")
     if parameters:
         raise DitAccelError("pattern: give its parameters with its name, or in the pattern itself.")
-    return given
+    return rule
 
 
 def bare_window(numbers: Sequence[float]) -> dict[str, list[float]]:
     """The window of bare numbers: whole ones count tiles, else they are fractions of each axis."""
-    whole = not any(isinstance(number, float) for number in numbers)
+    whole = not any(isinstance(n, Real) and not isinstance(n, Integral) for n in numbers)
     return {"tiles" if whole else "fraction": list(numbers)}
 
 
@@ -347,7 +363,7 @@ def rows(cast: Forecast) -> list[tuple[str, str]]:
         ("blocks", f"{cast.blocks:,} of {cast.block} slots: {cast.cut}"),
         ("waste", f"{cast.waste - 1:.1%} more slots than tokens"),
         ("density", f"launched {cast.launched:.1%}, kept {cast.kept:.1%} of all pairs"),
-        ("bound", f"{cast.bound:.2f}x for the call, by launched pairs"),
+        ("bound", f"{cast.bound:.2f}x for the call, at the dense kernel's speed"),
     ]
     if cast.best_tile is not None and cast.best_launched is not None:
         found.append(("best tile", f"{_x(cast.best_tile)}: launched {cast.best_launched:.1%}"))
@@ -356,9 +372,9 @@ def rows(cast: Forecast) -> list[tuple[str, str]]:
     if cast.measured_on and cast.measured_on != cast.gpu:
         where += f" (numbers of the {cast.measured_on})"
     if cast.dense_ms is None:
-        known = ", ".join(shipped_gpus()) or "none yet"
-        return [*found, ("times", f"{where}: no table to predict from (there are: {known})")]
+        return [*found, ("times", f"{where}: no table to predict from (there are: {known_gpus()})")]
     found.append(("predicted for", where))
+    found.append(("dense", "the fastest kernel that comes with torch"))
     found.append(("call", _times(cast.dense_ms, cast.sparse_ms)))
     step = "step" if cast.forwards == 1 else f"step, {cast.forwards} forwards"
     found.append((step, _times(cast.dense_step_ms, cast.sparse_step_ms)))
@@ -375,7 +391,7 @@ def breakeven_text(cast: Forecast) -> str:
     share = max(0.0, cast.breakeven)
     if round(share, 2) >= 1 and (cast.speedup or math.inf) > 1:
         return f"{tokens} sparse is never slower than dense, however much is launched"
-    return f"{tokens} dense is faster above {share:.0%} launched"
+    return f"{tokens} dense is faster above {share:.1%} launched"
 
 
 def _backend(cast: Forecast) -> str:
@@ -399,7 +415,7 @@ def _verdict(cast: Forecast) -> str:
         return f"at best {cast.bound:.2f}x for the call; no table to say more."
     if cast.speedup <= 1:
         return (
-            f"cannot pay here: it launches {cast.launched:.0%} of the pairs, and "
+            f"cannot pay here: it launches {cast.launched:.1%} of the pairs, and "
             f"{breakeven_text(cast)}."
         )
     step = f", {cast.step_speedup:.2f}x a step" if cast.step_speedup else ""

@@ -6,10 +6,11 @@ import difflib
 import inspect
 import math
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from dit_accel.errors import DitAccelError
+from dit_accel.errors import DitAccelError, whole_number
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.registry import ADAPTERS
 
@@ -115,6 +116,17 @@ def subject(
 
     Raises DitAccelError for an unknown model, or a size without a single token.
     """
+    if isinstance(model, PathLike):
+        model = str(model)
+    if not isinstance(model, str):
+        raise DitAccelError(
+            "model: expected a name such as 'wan-14b', a folder in diffusers' format or a Hub id, "
+            f"as text, got {model!r}."
+        )
+    sizes = {"height": height, "width": width, "frames": frames}
+    height, width, frames = (
+        None if size is None else whole_number(side, size, 1) for side, size in sizes.items()
+    )
     name = ALIASES.get(model, model)
     if name in KNOWN:
         return _known(name, KNOWN[name], height, width, frames)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from dit_accel.errors import DitAccelError, unknown
 
 WHOLE = -1
 """In tiles and tokens: the whole axis, whatever its length."""
+LARGEST = 2**31 - 1
+"""The most tiles or tokens that a window counts: what kernels take as a parameter."""
 AXES = {3: "[t, h, w]", 2: "[h, w]", 1: "n"}
 
 
@@ -45,9 +49,10 @@ class Window:
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != axes:
             words = {3: "three values", 2: "two values", 1: "one value"}[axes]
             raise DitAccelError(f"{name}.{unit}: expected {words} {form}, got {values!r}.")
+        values = tuple(map(_plain, values))
         for value in values:
-            _check_value(f"{name}.{unit}", unit, value)
-        return cls(unit, tuple(values))
+            _check_value(f"{name}.{unit}", unit, value, form)
+        return cls(unit, values)
 
     def as_dict(self) -> dict[str, list[float]]:
         """The form that a profile file has."""
@@ -93,18 +98,28 @@ class Window:
         return max(1, math.ceil(asked[self.unit] - 1e-6))
 
 
-def _check_value(name: str, unit: str, value: object) -> None:
+def _plain(value: object) -> object:
+    """A number, of numpy too, as an int or a float of Python; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _check_value(name: str, unit: str, value: Any, form: str) -> None:
+    """form: the window's values in words, as in AXES."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    number = number and math.isfinite(value)  # type: ignore[arg-type]
     if unit == "fraction":
-        if not number or not 0 < value <= 1:  # type: ignore[operator]
+        if not number or not 0 < value <= 1:
+            above = number and value > 1
+            tiles = f" (values are fractions here; tiles are whole numbers in {{tiles = {form}}})"
             raise DitAccelError(
                 f"{name}: expected 0 < value <= 1, got {value!r}; the nearest legal value "
-                f"is {1.0 if number and value > 1 else 0.1}."  # type: ignore[operator]
+                f"is {1.0 if above else 0.1}{tiles if above and type(value) is int else ''}."
             )
-    elif type(value) is not int or (value < 1 and value != WHOLE):
-        legal = max(1, round(value)) if number else 1  # type: ignore[call-overload]
+    elif type(value) is not int or not (1 <= value <= LARGEST or value == WHOLE):
+        near = min(max(1, value), LARGEST) if number and value == value else 1
+        most = f" and at most {LARGEST}" if near == LARGEST else ""
         raise DitAccelError(
-            f"{name}: expected whole numbers >= 1, or -1 for the whole axis, got {value!r}; "
-            f"the nearest legal value is {legal}."
+            f"{name}: expected whole numbers >= 1{most}, or -1 for the whole axis, got {value!r}; "
+            f"the nearest legal value is {round(near)}."
         )

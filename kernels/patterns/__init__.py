@@ -45,7 +45,7 @@ PATTERNS: dict[str, type[Pattern]] = {
 }
 
 
-def pattern(name: str, **params: Any) -> Pattern:
+def pattern(name: str, /, **params: Any) -> Pattern:
     """The pattern `name` with these parameters.
 
     Raises DitAccelError for an unknown name or parameter, or a value that breaks a rule.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -200,6 +201,11 @@ def test_bad_tensors(qkv: Make, random_plan: Make) -> None:
         ((q, k[:, 1:], v[:, 1:], plan), r"k: expected .*50.* got .*49"),
         ((q[..., :16], k[..., :16], v[..., :16], plan), "head_dim 16: needs 32 to 256"),
         ((q.double(), k.double(), v.double(), plan), "dtype"),
+        ((None, k, v, plan), "q: expected a tensor, got None"),
+        ((q, [1.0], v, plan), r"k: expected a tensor, got \[1.0\]"),
+        ((q, k, None, plan), "v: expected a tensor, got None"),
+        ((q, k, v, None), "plan: expected a BlockPlan, got None"),
+        ((q, k, v, torch.ones(2)), "plan: expected a BlockPlan, got a tensor"),
     ):
         with pytest.raises(DitAccelError, match=words):
             block_sparse_attention(*arguments)
@@ -207,6 +213,40 @@ def test_bad_tensors(qkv: Make, random_plan: Make) -> None:
         block_sparse_attention(q, k, v, plan, layout="sbhd")  # type: ignore[call-overload]
     with pytest.raises(DitAccelError, match="Did you mean 'triton'"):
         block_sparse_attention(q, k, v, plan, backend="tritn")
+    for backend in (5, ["torch"]):
+        with pytest.raises(DitAccelError, match="unknown backend"):
+            block_sparse_attention(q, k, v, plan, backend=backend)  # type: ignore[call-overload]
+    for scale in ("0.1", True, 1j, torch.tensor(0.1)):
+        with pytest.raises(DitAccelError, match="scale: expected a number, got"):
+            block_sparse_attention(q, k, v, plan, scale=scale)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("scale", [0, -1, -0.25, np.float32(0.5)], ids=str)
+def test_scales_of_any_real_number(
+    scale: Any, qkv: Make, random_plan: Make, assert_right: Make
+) -> None:
+    plan, mask = random_plan([40], [50])
+    q, k, v = qkv(40, 50, heads=1, dim=32)
+    for backend in BACKENDS:
+        result = block_sparse_attention(
+            q, k, v, plan, scale=scale, backend=backend, return_lse=True
+        )
+        assert_right(result, q, k, v, mask, float(scale))
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_a_batch_of_none(backend: str | None, qkv: Make, random_plan: Make) -> None:
+    """As dense attention has it: no samples in, none out; tensors that do not fit stay errors."""
+    plan, _ = random_plan([40], [50, 7])
+    q, k, v = (x[:0] for x in qkv(40, 57, heads=4, kv_heads=2))
+    out, lse = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True)
+    assert out.shape == q.shape and out.dtype == q.dtype
+    assert lse.shape == (0, 4, 40) and lse.dtype == torch.float32
+    head_major = [x.transpose(1, 2) for x in (q, k, v)]
+    alone = block_sparse_attention(*head_major, plan, backend=backend, layout="bhsd")
+    assert isinstance(alone, torch.Tensor) and alone.shape == (0, 4, 40, q.shape[-1])
+    with pytest.raises(DitAccelError, match="v: expected"):
+        block_sparse_attention(q, k, v[:, 1:], plan, backend=backend)
 
 
 def test_full_equals_dense(qkv: Make, device: torch.device) -> None:

@@ -253,6 +253,79 @@ def test_bad_requests() -> None:
         cast.draw("never.png", head=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model": 5}, "model: expected a name .* got 5"),
+        ({"model": None}, "model: expected a name .* got None"),
+        ({"model": ["wan-14b"]}, "model: expected a name"),
+        ({"height": "192"}, r"height: expected a whole number >= 1, got '192'\.$"),
+        ({"width": math.nan}, r"width: expected a whole number >= 1, got nan\.$"),
+        ({"height": 192.0}, r"height: .* got 192\.0; the nearest legal value is 192"),
+        ({"width": 0}, "width: .* got 0; the nearest legal value is 1"),
+        ({"height": -8}, "height: .* got -8; the nearest legal value is 1"),
+        ({"height": True}, r"height: .* got True\.$"),
+        ({"frames": 2.5}, r"frames: .* got 2\.5; the nearest legal value is 2"),
+        ({"frames": 0}, "frames: .* got 0; the nearest legal value is 1"),
+        ({"model": "demo", "frames": 0}, "frames: .* got 0"),
+        ({"pattern": None}, "pattern: expected a table .* or a name .* got None"),
+        ({"pattern": 5, "decay": 0.3}, "pattern: expected a table .* got 5"),
+        ({"pattern": {"decay": 0.3}}, "pattern: expected a table"),
+        ({"pattern": {"compute": "radal"}}, "pattern: .* Did you mean 'radial'"),
+        ({"pattern": {"compute": "radial"}, "decay": 0.3}, "give its parameters with its name"),
+        ({"pattern": "radial", "name": 3}, "unknown parameter of radial 'name'"),
+        ({"gpu": 5}, 'gpu: expected a name such as "h100", got 5'),
+        ({"gpu": ["h100"]}, r"gpu: expected a name such as .* got \['h100'\]"),
+        ({"backend": 5}, "unknown backend '5'"),
+        ({"backend": ["triton"]}, "unknown backend .*Known: hopper, torch, triton"),
+        ({"window": [10**400, 3, 3]}, "window.tiles: .* the nearest legal value is 2147483647"),
+        ({"window": {"fraction": [10**400, 1, 1]}}, "window.fraction: .* legal value is 1.0"),
+    ],
+    ids=str,
+)
+def test_wrong_values(arguments: dict, words: str) -> None:
+    with pytest.raises(DitAccelError, match=words):
+        dit_accel.plan(**{"model": "wan-1.3b", **arguments})
+
+
+def test_diagnose_refuses_what_plan_does() -> None:
+    with pytest.raises(DitAccelError, match="gpu: expected a name"):
+        diagnose("wan-1.3b", gpu=5)  # type: ignore[arg-type]
+    with pytest.raises(DitAccelError, match="frames: expected a whole number >= 1, got 0"):
+        diagnose("wan-1.3b", frames=0)
+
+
+def test_patterns_as_tables_and_sizes_of_numpy(no_tables: None) -> None:
+    given = dit_accel.plan("ltx", pattern="radial", decay=0.3, backend="torch")
+    table = {"compute": "radial", "decay": 0.3}
+    assert dit_accel.plan("ltx", pattern=table, backend="torch") == given
+    high, wide, long = np.array([256, 320, 9])
+    assert subject("ltx", high, wide, long) == subject("ltx", 256, 320, 9)
+    window = dit_accel.plan("ltx", 256, 320, 9, window=[3, 1, 1])
+    own = [np.int64(3), np.int64(1), np.int64(1)]
+    assert dit_accel.plan("ltx", 256, 320, 9, window=own) == window
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"path": None}, "path: expected a file that ends in .png, got None"),
+        ({"path": "plan"}, "path: expected a file that ends in .png, got 'plan'"),
+        ({"query": (1, 2)}, r"query: expected three whole numbers .* got \(1, 2\)"),
+        ({"query": (1.5, 2, 3)}, r"query: expected three whole numbers .* got \(1\.5, 2, 3\)"),
+        ({"query": 5}, "query: expected three whole numbers .* got 5"),
+        ({"head": "0"}, "head: expected 0 to 1, got '0'"),
+        ({"head": 0.5}, r"head: expected 0 to 1, got 0\.5"),
+    ],
+    ids=str,
+)
+def test_pictures_that_cannot_be_drawn(arguments: dict, words: str, tmp_path: Path) -> None:
+    cast = dit_accel.plan(at_grid((3, 4, 5), 2, 64))
+    with pytest.raises(DitAccelError, match=words):
+        cast.draw(**{"path": tmp_path / "never.png", **arguments})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["gather", "boxes"])
 @pytest.mark.parametrize("name", ["sliding_tile", "neighborhood", "radial"])
 def test_pictures_show_the_mask(name: str, kind: Any) -> None:

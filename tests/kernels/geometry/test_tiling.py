@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from dit_accel.errors import DitAccelError
@@ -164,6 +165,16 @@ def test_demo_grids_launch_little_on_a_cpu(grid: tuple, fraction: list[float]) -
         ({"tokens": [1, 2, 2.6]}, "nearest legal value is 3"),
         ({"fraction": [1, 2, 0.5]}, "nearest legal value is 1.0"),
         ({"fraction": [1, "x", 0.5]}, "fraction"),
+        ({"fraction": [1.0, 3, 3]}, r"got 3; .* 1\.0 \(.*whole numbers in \{tiles = \[t, h, w\]\}"),
+        ({"fraction": [1.0, 3.5, 3]}, r"got 3\.5; the nearest legal value is 1\.0\.$"),
+        ({"fraction": [math.inf, 1, 1]}, r"got inf; the nearest legal value is 1\.0\."),
+        ({"fraction": [math.nan, 1, 1]}, r"got nan; the nearest legal value is 0\.1\."),
+        ({"fraction": [10**400, 1, 1]}, r"legal value is 1\.0"),
+        ({"tiles": [10**400, 1, 1]}, "at most 2147483647, .* nearest legal value is 2147483647"),
+        ({"tokens": [1, 2**31, 1]}, "got 2147483648; the nearest legal value is 2147483647"),
+        ({"tokens": [math.inf, 1, 1]}, "got inf; the nearest legal value is 2147483647"),
+        ({"tokens": [math.nan, 1, 1]}, "got nan; the nearest legal value is 1"),
+        ({"tokens": [True, 1, 1]}, "got True; the nearest legal value is 1"),
         ({"fraction": [1, 1, 1], "tiles": [1, 1, 1]}, "one of"),
         (3, "one of"),
     ],
@@ -171,6 +182,18 @@ def test_demo_grids_launch_little_on_a_cpu(grid: tuple, fraction: list[float]) -
 def test_bad_windows(window: object, words: str) -> None:
     with pytest.raises(DitAccelError, match=words):
         Window.parse(window)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    for window, same in (
+        ({"tiles": [np.int64(3), np.int32(-1), 5]}, {"tiles": [3, -1, 5]}),
+        ({"tokens": [2**31 - 1, np.uint8(7), 5]}, {"tokens": [2**31 - 1, 7, 5]}),
+        ({"fraction": [np.int64(1), np.float32(0.5), 0.25]}, {"fraction": [1, 0.5, 0.25]}),
+    ):
+        found = Window.parse(window)
+        assert found == Window.parse(same)
+        assert {type(value) for value in found.values} <= {int, float}
+    assert Window.parse({"tokens": np.int64(4)}, axes=1).values == (4,)
 
 
 @pytest.mark.parametrize("tile", [[1, 2], [8, 8, 8], [0, 8, 8], "big", 7, [1, 2, 2.0]])
