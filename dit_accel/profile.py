@@ -152,7 +152,7 @@ class Profile:
         patterns = [each for rule in self.rules for each in rule.patterns]
         kinds = {type(each) for each in patterns}
         if str(own.get("compute")) in PATTERNS:
-            kinds.add(PATTERNS[own["compute"]])
+            kinds = {PATTERNS[own["compute"]]}  # in place of all others
         known = {*_RULE_KEYS, *(f.name for kind in kinds for f in dataclasses.fields(kind))}
         for key in own:
             if key not in known:

