@@ -60,8 +60,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if debug:
                 raise
-            said = str(error).rstrip(".")
-            _say(f"{type(error).__name__}: {said}.\n{_advice(error)}", "Failed", "red")
+            said = f"{type(error).__name__}: {error}".rstrip(".: ")  # some say nothing
+            _say(f"{said}.\n{_advice(error)}", "Failed", "red")
             raise typer.Exit(FAILED) from None
 
     return run

@@ -76,17 +76,16 @@ def fit_clock(readings: Sequence[Reading]) -> Clock:
     if not readings:
         return STEADY
     mhz, ms, kflops = torch.tensor([astuple(reading) for reading in readings]).double().T
+    highest = mhz.max()
     # In units in which each unknown is about 1, so that steps in all of them are alike.
     units = torch.tensor(
-        [mhz.min(), mhz.max(), 10.0, 30.0, 1e3 / mhz.max(), 1e2 / mhz.max() / kflops.max()]
+        [mhz.min(), highest, 10.0, 30.0, 1e3 / highest, 1e2 / highest / kflops.max()]
     ).double()
     unknown = torch.ones(len(fields(Clock)), dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS(
         [unknown], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
-
-    highest = mhz.max()
 
     def loss() -> torch.Tensor:
         busy, free, lag, settling, cycle, kflop = unknown * units

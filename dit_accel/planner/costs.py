@@ -189,13 +189,13 @@ def shipped_gpus(folder: Path = TABLES) -> list[str]:
 def cost_table(gpu: str | None, folder: Path = TABLES) -> CostTable | None:
     """The table of a GPU by its name, None where none is shipped.
 
-    gpu: None is this machine's.
+    gpu: None is this machine's. Raises DitAccelError for what is no name.
     """
-    name = gpu
-    if name is None:
-        if not torch.cuda.is_available():
-            return None
-        name = torch.cuda.get_device_name()
+    if gpu is not None and not isinstance(gpu, str):
+        raise DitAccelError(f'gpu: expected a name such as "h100", got {gpu!r}.')
+    name = this_gpu() if gpu is None else gpu
+    if not name:
+        return None
     key = gpu_key(name)
     for stem in (key, STAND_INS.get(key, key)):
         path = folder / f"{stem}.csv"

@@ -11,7 +11,7 @@ from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.pipelines.registry import ADAPTERS
 from dit_accel.planner.costs import cost_table, no_table
-from dit_accel.planner.forecast import Forecast, breakeven_text, check_gpu, other_ms, plan
+from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
 from dit_accel.policy import Policy, SiteKey
 from dit_accel.profile import Profile, load_profile
@@ -87,7 +87,6 @@ def diagnose(
     Raises:
         DitAccelError: an unknown name or a wrong value, with the nearest.
     """
-    check_gpu(gpu)
     if gpu is not None and cost_table(gpu) is None:
         raise no_table(gpu)
     what = subject(model, height, width, frames)

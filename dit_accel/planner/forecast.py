@@ -155,7 +155,6 @@ def plan(
     """
     what = model if isinstance(model, Subject) else subject(model, height, width, frames)
     rule = _pattern(pattern, parameters)
-    check_gpu(gpu)
     table = cost_table(gpu)
     if table is None and gpu is not None:
         raise no_table(gpu)
@@ -169,12 +168,6 @@ def plan(
     best = min(options, key=lambda option: priced[option] or 0.0)
     cast = _forecast(what, rule, table, best, made[best], priced[best])
     return dataclasses.replace(cast, assumed=backend is None and priced[best] is None)
-
-
-def check_gpu(gpu: object) -> None:
-    """DitAccelError unless `gpu` is a name or None."""
-    if gpu is not None and not isinstance(gpu, str):
-        raise DitAccelError(f'gpu: expected a name such as "h100", got {gpu!r}.')
 
 
 @dataclass(frozen=True)
