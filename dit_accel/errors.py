@@ -30,7 +30,18 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> DitAccelError:
     options = sorted(choices)
     close = nearest(name, options)
     hint = f" Did you mean {close!r}?" if close else ""
-    return DitAccelError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(options) or 'none'}.")
+    known = ", ".join(options) or "none"
+    return DitAccelError(f"unknown {kind} {shown(name)}.{hint} Known: {known}.")
+
+
+def shown(value: Any, most: int = 120) -> str:
+    """`value` as an error shows it: its repr, cut in the middle where that is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a number of about {int(value.bit_length() * math.log10(2)):,} digits"
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -43,4 +54,4 @@ def whole_number(name: str, value: Any, least: int) -> int:
         if number is not None and number >= least:
             return number
     near = "" if number is None else f"; the nearest legal value is {max(least, number)}"
-    raise DitAccelError(f"{name}: expected a whole number >= {least}, got {value!r}{near}.")
+    raise DitAccelError(f"{name}: expected a whole number >= {least}, got {shown(value)}{near}.")

@@ -1,0 +1,18 @@
+"""All that a rule of a profile can name as its compute, beside "dense"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dit_accel.kernels.compute import Compute, make
+from dit_accel.kernels.patterns import PATTERNS
+
+COMPUTES: dict[str, type[Compute]] = {**PATTERNS}
+
+
+def compute(name: str, /, **params: Any) -> Compute:
+    """The compute `name` with these parameters.
+
+    Raises DitAccelError for an unknown name or parameter, or a value that is not legal.
+    """
+    return make("compute", COMPUTES, name, params)
