@@ -82,7 +82,7 @@ def sparse_attention_report(self: Any, reset: bool = False) -> Report:
     """
     from dit_accel import api
 
-    return api.session_of(self).report(reset)
+    return api.session_of(self).report_of(self, reset)
 
 
 def sparse_attention_warmup(self: Any, height: int, width: int, num_frames: int = 1) -> Any:

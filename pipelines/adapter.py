@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Kind = Literal["self", "cross"]
 Bound = Mapping[str, Any]
 """A transformer forward's arguments by name."""
+Placed = TokenLayout | str
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Sites:
         blocks: attribute of the transformer that holds the blocks.
         attention: attribute of a block that holds the attention module.
         kind: "self" for attention over the video (joint with text or not), "cross" for text.
+        layout: which of the forward's layouts its self-attention follows.
     """
 
     blocks: str
     attention: str
     kind: Kind
+    layout: str = "video"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Adapter:
         pipelines: class names of its pipelines, for tables and messages.
         sites: its block lists in the order of the forward; layers are numbered through them.
         place: (transformer, forward arguments, cache) -> the layout of a self-attention call, or
-            the reason why it is not known. The cache lives as long as the pipeline is enabled.
+            the reason why it is not known; a mapping of them by name where a forward has several.
+            The cache lives as long as the denoising run.
         grid: (pipeline, height, width, frames in pixels) -> (T, H, W) in tokens.
         masks: "none" where self-attention gets no mask; "key_padding" where it gets one that
             cuts padded text, which `place` then reports as `valid` lengths.
@@ -55,22 +59,22 @@ class Adapter:
     transformers: tuple[str, ...]
     pipelines: tuple[str, ...]
     sites: tuple[Sites, ...]
-    place: Callable[[nn.Module, Bound, dict[Any, Any]], TokenLayout | str]
+    place: Callable[[nn.Module, Bound, dict[Any, Any]], Placed | Mapping[str, Placed]]
     grid: Callable[[Any, int, int, int], tuple[int, int, int]]
     masks: Literal["none", "key_padding"] = "none"
     text: str = "cross-attention"
     text_tokens: tuple[int, int] = (0, 0)
     text_valid: str = "all (stock attends its padding)"
 
-    def layout(
+    def layouts(
         self, model: nn.Module, bound: Bound, cache: dict[Any, Any]
-    ) -> tuple[TokenLayout | None, str]:
-        """The layout of this forward's self-attention, or None and why not."""
+    ) -> Mapping[str, Placed]:
+        """By name, where the tokens of this forward's self-attention are, or why not known."""
         placed = self.place(model, bound, cache)
-        return (None, placed) if isinstance(placed, str) else (placed, "")
+        return placed if isinstance(placed, Mapping) else {"video": placed}
 
-    def modules(self, model: nn.Module) -> Iterator[tuple[str, int, int, Kind, nn.Module]]:
-        """(name, layer, number of layers, kind, module) of every attention site."""
+    def modules(self, model: nn.Module) -> Iterator[tuple[str, int, int, Kind, nn.Module, str]]:
+        """(name, layer, number of layers, kind, module, layout) of every attention site."""
         lists = list(dict.fromkeys(s.blocks for s in self.sites if hasattr(model, s.blocks)))
         offsets, total = {}, 0
         for name in lists:
@@ -83,7 +87,7 @@ class Adapter:
                 module = getattr(block, site.attention, None)
                 if module is not None:
                     name = f"{site.blocks}.{index}.{site.attention}"
-                    yield name, offsets[site.blocks] + index, total, site.kind, module
+                    yield name, offsets[site.blocks] + index, total, site.kind, module, site.layout
 
 
 def tokens(pixels: int, scale: int, patch: int) -> int:

@@ -93,12 +93,27 @@ class Tiling:
         )
 
     @property
+    def words(self) -> str:
+        """How the grid is cut, in words that follow a number of blocks."""
+        if self.straddles and self.raster:
+            return "runs of consecutive tokens"
+        if self.straddles:
+            return f"runs across tiles of {_sizes(self.tile)}"
+        if max(self.dilation) > 1:
+            return f"tiles of {_sizes(self.tile)}, {_sizes(self.dilation)} apart"
+        return f"boxes of {_sizes(self.box)}" if self.box else f"tiles of {_sizes(self.tile)}"
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each block."""
         if self.straddles:
             return clipped_split(math.prod(self.grid), self.block)
         t, h, w = (np.array(axis) for axis in self.parts)
         return tuple((t[:, None, None] * h[:, None] * w).ravel().tolist())
+
+
+def _sizes(sizes: Triple) -> str:
+    return "x".join(map(str, sizes))
 
 
 def fixed_tiling(grid: Triple, tile: Triple) -> Tiling:

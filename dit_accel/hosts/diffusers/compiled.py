@@ -35,14 +35,14 @@ _objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def number(thing: Any) -> torch.Tensor:
+def number(of: Any) -> torch.Tensor:
     """A 0-d CPU tensor that stands for an object (held weakly)."""
     index = next(_numbers)
-    _objects[index] = thing
+    _objects[index] = of
     return torch.tensor(index, dtype=torch.int64)
 
 
-def thing(index: torch.Tensor) -> Any:
+def object_of(index: torch.Tensor) -> Any:
     """The object that `number` made the tensor for."""
     return _objects[int(index)]
 
@@ -71,12 +71,10 @@ def _begin_op(
     bound: dict[str, Any] = dict(zip(names.split(","), tensors, strict=True))
     if sizes:
         bound |= dict(zip(size_names.split(","), sizes, strict=True))
-    thing(index).begin(bound)
+    object_of(index).begin(bound)
     return torch.zeros(())
 
 
 @_begin_op.register_fake
-def _(
-    index: torch.Tensor, tensors: list[torch.Tensor], names: str, sizes: list[int], size_names: str
-) -> torch.Tensor:
+def _(index: torch.Tensor, *arguments: object) -> torch.Tensor:
     return torch.zeros(())

@@ -2,7 +2,7 @@
 
 For a processor class X a subclass is made whose `__call__` is X's code over a copy of X's globals
 in which `dispatch_attention_fn` and `F.scaled_dot_product_attention` lead to
-`dit_accel.attention`. Projections, norms, rotary embeddings and LoRA stay upstream code. An
+`dispatch`. Projections, norms, rotary embeddings and LoRA stay upstream code. An
 instance is switched by its `__class__`, so that whatever it carries survives, and back on disable.
 """
 
@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.hooks import _helpers as diffusers_helpers
 
-from dit_accel import attention, compiled, operator  # noqa: F401  (registers the operator)
 from dit_accel.errors import DitAccelError
-from dit_accel.state import Site
+from dit_accel.hosts.diffusers import compiled, dispatch, operator  # noqa: F401  (the operator)
+from dit_accel.hosts.diffusers.attachment import BoundSite
 
 _TARGETS = ("dispatch_attention_fn", "scaled_dot_product_attention")
 _BASE = "_dit_accel_base"
@@ -36,7 +36,7 @@ _PASS = {
 }
 
 
-def attach(site: Site) -> None:
+def attach(site: BoundSite) -> None:
     """Rebind the processor of a site's module; a no-op where it is rebound already.
 
     Raises:
@@ -57,7 +57,7 @@ def attach(site: Site) -> None:
     processor.__class__ = new(type(processor))
 
 
-def detach(site: Site) -> None:
+def detach(site: BoundSite) -> None:
     """Restore a site's module exactly."""
     module: Any = site.module
     processor = module.processor
@@ -70,7 +70,7 @@ def detach(site: Site) -> None:
     module.__dict__.pop("_dit_accel_number", None)
 
 
-def check(site: Site) -> None:
+def check(site: BoundSite) -> None:
     """Raise now what `attach` would raise for this site."""
     processor: Any = site.module.processor
     if not hasattr(type(processor), _BASE):
@@ -78,7 +78,7 @@ def check(site: Site) -> None:
         new(type(processor))
 
 
-def attached(site: Site) -> bool:
+def attached(site: BoundSite) -> bool:
     """Whether the site's module still runs our processor (fusing projections swaps it)."""
     processor: Any = site.module.processor
     return hasattr(type(processor), _BASE)
@@ -140,7 +140,7 @@ def _wrap(stock: Callable[..., Any]) -> FunctionType:
         if torch.compiler.is_compiling():
             compiled.slots.site = attn._dit_accel_number
             return stock(self, attn, *args, **kwargs)
-        return attention.run_site(site, lambda: stock(self, attn, *args, **kwargs), args, kwargs)
+        return dispatch.run_site(site, lambda: stock(self, attn, *args, **kwargs), args, kwargs)
 
     assert isinstance(__call__, FunctionType)
     return __call__
@@ -171,7 +171,7 @@ def _shadow(function: FunctionType) -> ModuleType:
     shadow.__dict__.update(function.__globals__)
     shadow.__dict__["__name__"] = name
     if "dispatch_attention_fn" in shadow.__dict__:
-        shadow.__dict__["dispatch_attention_fn"] = attention.dispatch_attention_fn
+        shadow.__dict__["dispatch_attention_fn"] = dispatch.dispatch_attention_fn
     if shadow.__dict__.get("F") is F:
         shadow.__dict__["F"] = _functional()
     sys.modules[name] = shadow
@@ -184,7 +184,7 @@ def _functional() -> ModuleType:
         ours = ModuleType(name)
         ours.__dict__.update(F.__dict__)
         ours.__dict__["__name__"] = name
-        ours.__dict__["scaled_dot_product_attention"] = attention.scaled_dot_product_attention
+        ours.__dict__["scaled_dot_product_attention"] = dispatch.scaled_dot_product_attention
         sys.modules[name] = ours
     return sys.modules[name]
 

@@ -7,32 +7,13 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from dit_accel.engine.call import Site
+from dit_accel.engine.profile import WARMUP_FREE_STEPS, Compute, Profile, Reuse, Rule
 from dit_accel.errors import DitAccelError, nearest
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.patterns.full import Full
-from dit_accel.profile import WARMUP_FREE_STEPS, Compute, Profile, Reuse, Rule
-
-
-@dataclass(frozen=True)
-class SiteKey:
-    """What rules select a site by.
-
-    Args:
-        name: dotted module name within its transformer.
-        layer: index of its block, counted through all block lists of the transformer.
-        layers: number of blocks.
-        kind: "self" (joint attention over video and text counts as self) or "cross".
-        expert: the pipeline component that it belongs to, such as "transformer_2".
-    """
-
-    name: str
-    layer: int
-    layers: int
-    kind: Literal["self", "cross"]
-    expert: str = "transformer"
 
 
 @dataclass(frozen=True)
@@ -50,15 +31,15 @@ class Policy:
         DitAccelError: a rule's `layers` selects no site that its `attention` and `expert` allow.
     """
 
-    def __init__(self, profile: Profile, sites: Sequence[SiteKey]) -> None:
+    def __init__(self, profile: Profile, sites: Sequence[Site]) -> None:
         self.profile = profile
         self._sites = sites
         self._short = profile.without_warmup() if profile.drop_short_warmup else profile
-        self._decisions: dict[tuple[SiteKey, str, float, bool], Decision] = {}
+        self._decisions: dict[tuple[Site, str, float, bool], Decision] = {}
         for rule in profile.rules:
             _check_selection(rule, sites)
 
-    def decide(self, site: SiteKey, branch: str, step: int, steps: int) -> Decision:
+    def decide(self, site: Site, branch: str, step: int, steps: int) -> Decision:
         """The decision for a call at step `step` (from 0) of `steps`.
 
         Args:
@@ -71,8 +52,8 @@ class Policy:
             self._decisions[key] = _resolve(rules, site, branch_class(branch), step / steps)
         return self._decisions[key]
 
-    def patterns(self) -> list[Pattern]:
-        """Every pattern that the profile can run, once each."""
+    def computes(self) -> list[Pattern]:
+        """Every compute that the profile can run, once each."""
         found: dict[Pattern, None] = {}
         for rules in (self.profile.rules, self._short.rules):
             starts = {0.0, *(rule.steps[0] for rule in rules)}
@@ -94,12 +75,12 @@ def branch_class(name: str) -> str:
     return "any"
 
 
-def selects(layers: str, site: SiteKey) -> bool:
+def selects(layers: str, site: Site) -> bool:
     """Whether a `layers` value ("all", "0-9,-1", "0.0-0.5", site names) selects a site."""
     return any(_part_selects(part.strip(), site) for part in layers.split(","))
 
 
-def _part_selects(part: str, site: SiteKey) -> bool:
+def _part_selects(part: str, site: Site) -> bool:
     if part == "all":
         return True
     if re.fullmatch(r"-?\d+", part):
@@ -113,11 +94,11 @@ def _part_selects(part: str, site: SiteKey) -> bool:
     return fnmatch.fnmatchcase(site.name, part)
 
 
-def _index(text: str, site: SiteKey) -> int:
+def _index(text: str, site: Site) -> int:
     return int(text) + (site.layers if text.startswith("-") else 0)
 
 
-def _resolve(rules: Sequence[Rule], site: SiteKey, branch: str, progress: float) -> Decision:
+def _resolve(rules: Sequence[Rule], site: Site, branch: str, progress: float) -> Decision:
     compute: Pattern | None = None
     reuse: Reuse | None = None
     for rule in rules:
@@ -148,7 +129,7 @@ def _for_heads(before: Pattern | None, heads: str, compute: Compute) -> Pattern 
     return PerHead(((heads, new or Full()),), before or Full())
 
 
-def _check_selection(rule: Rule, sites: Sequence[SiteKey]) -> None:
+def _check_selection(rule: Rule, sites: Sequence[Site]) -> None:
     able = [s for s in sites if s.kind == rule.attention and rule.expert in ("any", s.expert)]
     if not able:
         # A profile for a family may speak of cross-attention or of a second expert where a

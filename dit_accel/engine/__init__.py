@@ -1,0 +1,1 @@
+"""The engine: what one attention call does, whoever makes it. It knows no host."""

@@ -1,0 +1,155 @@
+"""The one entry of every attention call, from every host: decide, route, run, keep, count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dit_accel.engine.call import Call, Moment, Site
+from dit_accel.engine.ledger import Observation, Span, mark
+from dit_accel.engine.policy import Decision
+from dit_accel.engine.reuse import output as reuse_output
+from dit_accel.engine.route import Route
+from dit_accel.engine.session import Session
+from dit_accel.errors import StrictError
+from dit_accel.layout import TokenLayout
+
+BREAK_EVEN = "below break-even"
+PROFILE = "profile"
+
+
+def attend(call: Call, site: Site, moment: Moment, session: Session) -> Tensor:
+    """The output of one attention call of a site, in the call's own layout.
+
+    Raises StrictError where the session is strict and a planned compute cannot run.
+    """
+    turn = _Turn(call, site, moment, session, session.decide(site, moment))
+    compute = turn.decision.compute
+    if compute is None:
+        return _dense(turn, PROFILE)
+    layout = moment.layouts.get(site.layout, "not known to this model")
+    if isinstance(layout, str):
+        return _unplanned(turn, f"layout: {layout}")
+    if (reason := _obstacle(call, site, layout)) is not None:
+        return _unplanned(turn, reason)
+    q, k, v = call.bshd()
+    route = session.routes.find(layout, compute, (q, k, v), session.settings.backend)
+    if route.reason is not None:
+        return _unplanned(turn, f"backend {route.backend}: {route.reason}")
+    if session.policy.profile.breakeven and not route.pays:
+        return _unplanned(turn, BREAK_EVEN)
+    output, span = run(route, q, k, v, call.scale, site, moment, session)
+    moment.run.ledger.count_sparse(site, moment.step, route)
+    if call.layout == "bhsd":
+        output = output.transpose(1, 2)
+    for observer in session.observers:
+        observer(
+            Observation(
+                site, moment, turn.decision, "sparse", output, call.dense, call, route, span
+            )
+        )
+    return output
+
+
+def serve(
+    site: Site,
+    moment: Moment,
+    session: Session,
+    what: str,
+    inputs: tuple[Any, ...],
+    compute: Callable[[], tuple[Any, int]],
+    dense: Callable[[], Any],
+) -> Any:
+    """What a site or a call returns: served from what is kept where the policy reuses, else
+    computed.
+
+    what: names what is kept, among all that the site keeps. inputs: see `reuse.output.served`.
+    compute: returns an output and how many attention calls it made, each of which it counts.
+    dense: the output with stock attention, for observers.
+    """
+    decision = session.decide(site, moment)
+    if decision.reuse is None:
+        return compute()[0]
+    output, calls = reuse_output.served(decision.reuse, site, moment, what, inputs, compute)
+    if calls is not None:
+        moment.run.ledger.count(site, moment.step, "reused", calls=calls)
+        for observer in session.observers:
+            observer(Observation(site, moment, decision, "reused", output, dense))
+    return output
+
+
+def run(
+    route: Route,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    site: Site,
+    moment: Moment,
+    session: Session,
+) -> tuple[Tensor, Span | None]:
+    """A route's output (BSHD) under the run's clock; a call that compiles its kernel is timed
+    apart, and has no span."""
+    ledger, device = moment.run.ledger, q.device
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    variant = route.variant(q)
+    if variant is not None and variant not in session.warm:
+        session.warm.add(variant)
+        with ledger.compilation(device):
+            return route.attend(q, k, v, scale), None
+    begin = mark(device)
+    output = route.attend(q, k, v, scale)
+    span = begin, mark(device)
+    ledger.timed(*span)
+    return output, span
+
+
+class _Turn(NamedTuple):
+    """A call, and all that decides over it."""
+
+    call: Call
+    site: Site
+    moment: Moment
+    session: Session
+    decision: Decision
+
+
+def _obstacle(call: Call, site: Site, layout: TokenLayout) -> str | None:
+    """Why this call cannot run a compute over tokens laid out so, None where it can."""
+    if call.lengths != (layout.length, layout.length):
+        return "layout: not the video's own attention"
+    if call.mask is not None and site.masks != "key_padding":
+        return "attention mask"
+    if call.dropout or call.causal:
+        return "dropout" if call.dropout else "causal"
+    if call.parallel:
+        return "context parallel"
+    types = call.query.dtype, call.key.dtype, call.value.dtype
+    if len(set(types)) > 1:
+        return f"mixed types ({', '.join(str(t).removeprefix('torch.') for t in types)})"
+    return "gradients are needed" if call.needs_gradients else None
+
+
+def _unplanned(turn: _Turn, reason: str) -> Tensor:
+    strict = turn.session.settings.strict
+    if strict is True or (strict == "except-breakeven" and reason != BREAK_EVEN):
+        raise StrictError(
+            f"strict: {turn.site.name} would run dense although the profile plans a pattern: "
+            f"{reason}."
+        )
+    return _dense(turn, reason)
+
+
+def _dense(turn: _Turn, reason: str) -> Tensor:
+    call, site, moment, session, decision = turn
+    ledger, device = moment.run.ledger, call.query.device
+    begin = mark(device)
+    output = call.dense()
+    span = begin, mark(device)
+    ledger.timed(*span)
+    ledger.count(site, moment.step, "dense", reason=reason)
+    for observer in session.observers:
+        observer(Observation(site, moment, decision, "dense", output, call.dense, call, span=span))
+    return output

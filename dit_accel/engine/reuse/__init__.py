@@ -1,0 +1,1 @@
+"""Ways to serve what an earlier step computed, one file each."""

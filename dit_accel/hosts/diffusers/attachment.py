@@ -1,0 +1,101 @@
+"""What hangs on one transformer: its sites, their rebound processors, and the hooks around it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dit_accel.engine.call import Moment, Site
+from dit_accel.errors import DitAccelError
+from dit_accel.hosts.diffusers.session import DiffusersSession
+from dit_accel.pipelines.adapter import Adapter
+
+KEY = "_dit_accel_attachment"
+"""Where a transformer holds its attachment."""
+
+
+class Attached:
+    """What hangs on an enabled model: a deep copy of the model is a stock one, without it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return None
+
+    def __reduce__(self) -> Any:
+        raise DitAccelError(
+            "a model cannot be pickled while sparse attention is enabled on it: call "
+            "disable_sparse_attention() first, or use save_pretrained."
+        )
+
+
+class Here(threading.local):
+    """Where a transformer stands in this thread.
+
+    moment: of the forward that runs, or None. caller: whose forward that is. context: the CFG
+    branch that the pipeline has named, and the other arguments of `cache_context`.
+    """
+
+    moment: Moment | None = None
+    caller: Any = None
+    context: tuple[str, Mapping[str, Any]] | None = None
+
+
+@dataclass(eq=False)
+class BoundSite(Attached):
+    """An attention module under our seam. original: the processor that a copy of it replaced."""
+
+    site: Site
+    module: nn.Module
+    attachment: Attachment
+    original: Any = None
+
+    @property
+    def session(self) -> DiffusersSession:
+        """What is enabled on its transformer."""
+        return self.attachment.session
+
+    @property
+    def moment(self) -> Moment | None:
+        """Where its transformer stands in this thread; None outside of a forward."""
+        return self.attachment.here.moment
+
+
+class Attachment(Attached):
+    """One transformer, as one component of a pipeline."""
+
+    def __init__(
+        self, model: nn.Module, expert: str, adapter: Adapter, session: DiffusersSession
+    ) -> None:
+        self._model = weakref.ref(model)
+        self.expert = expert
+        self.adapter = adapter
+        self.session = session
+        self.here = Here()
+        self.sites = [
+            BoundSite(Site(name, layer, layers, kind, expert, layout, adapter.masks), module, self)
+            for name, layer, layers, kind, module, layout in adapter.modules(model)
+        ]
+        self.hooks: list[Any] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The transformer, which owns this attachment."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sites are the transformer's attention modules of now."""
+        modules = [module for *_, module, _ in self.adapter.modules(self.model)]
+        return [id(module) for module in modules] == [id(bound.module) for bound in self.sites]
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What hangs on a transformer, or None."""
+    found: Attachment | None = model.__dict__.get(KEY)
+    return found

@@ -1,0 +1,158 @@
+"""What stands in for diffusers' and torch's attention functions inside rebound processors.
+
+An eager call goes to the engine with the site of the processor that makes it; a compiled one
+through the operator in `operator`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import attention_dispatch
+from torch import Tensor
+
+from dit_accel.engine.attend import attend, serve
+from dit_accel.engine.call import Call
+from dit_accel.hosts.diffusers.compiled import slots
+
+if TYPE_CHECKING:
+    from dit_accel.hosts.diffusers.attachment import BoundSite
+
+
+class _Current(threading.local):
+    """The site whose processor runs in this thread, and how many calls it has made."""
+
+    bound: BoundSite | None = None
+    calls: int = 0
+
+
+_current = _Current()
+
+
+def run_site(
+    bound: BoundSite,
+    stock: Callable[[], Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run a site's processor, or serve what it returned before where the policy reuses it."""
+    moment = bound.moment
+    if moment is None:
+        return stock()
+
+    def compute() -> tuple[Any, int]:
+        return _inside(bound, stock)
+
+    def dense() -> Any:
+        return _inside(None, stock)[0]
+
+    inputs = (*args, *kwargs.values())
+    return serve(bound.site, moment, bound.session, "output", inputs, compute, dense)
+
+
+def dispatch_attention_fn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    """Stands in for diffusers' function of that name: q, k, v are BSHD."""
+    parallel = parallel_config is not None
+    if torch.compiler.is_compiling():
+        return _compiled_call(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, parallel, "bshd"
+        )
+
+    def dense() -> Tensor:
+        return attention_dispatch.dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale,
+            enable_gqa,
+            attention_kwargs,
+            backend=backend,
+            parallel_config=parallel_config,
+        )
+
+    return _attend(
+        Call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bshd", parallel, dense)
+    )
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Stands in for torch's function of that name: q, k, v are BHSD."""
+    if torch.compiler.is_compiling():
+        return _compiled_call(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, False, "bhsd"
+        )
+
+    def dense() -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    return _attend(
+        Call(query, key, value, attn_mask, dropout_p, is_causal, scale, "bhsd", False, dense)
+    )
+
+
+def _inside(bound: BoundSite | None, stock: Callable[[], Any]) -> tuple[Any, int]:
+    """The processor's output, and how many attention calls it made; without a site, stock ones."""
+    outer = _current.bound, _current.calls
+    _current.bound, _current.calls = bound, 0
+    try:
+        return stock(), _current.calls
+    finally:
+        _current.bound, _current.calls = outer
+
+
+def _attend(call: Call) -> Tensor:
+    bound = _current.bound
+    moment = None if bound is None else bound.moment
+    if bound is None or moment is None:
+        return call.dense()
+    _current.calls += 1
+    return attend(call, bound.site, moment, bound.session)
+
+
+def _compiled_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    parallel: bool,
+    layout: str,
+) -> Tensor:
+    where = (slots.site, slots.token)
+    return torch.ops.dit_accel.attend(
+        query, key, value, mask, *where, dropout, causal, scale, gqa, parallel, layout
+    )

@@ -1,0 +1,232 @@
+"""Enabling and disabling sparse attention on diffusers' transformers and pipelines."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_accel.engine.attend import run
+from dit_accel.engine.call import Moment, Row, Site
+from dit_accel.engine.policy import Policy
+from dit_accel.engine.profile import Profile, load_profile
+from dit_accel.engine.run import Run
+from dit_accel.engine.session import Settings
+from dit_accel.errors import DitAccelError, nearest, unknown
+from dit_accel.hosts.diffusers import callers, pipeline, seam
+from dit_accel.hosts.diffusers.attachment import KEY, Attachment, attachment_of
+from dit_accel.hosts.diffusers.hooks import RootHook
+from dit_accel.hosts.diffusers.session import DiffusersSession
+from dit_accel.kernels.backends import BACKENDS
+from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.adapter import Adapter
+from dit_accel.pipelines.registry import ADAPTERS, adapter_for
+
+
+def enable(
+    transformer: nn.Module | Mapping[str, nn.Module],
+    scheduler: Any = None,
+    profile: str | Path | Profile = "auto",
+    *,
+    steps: int | None = None,
+    strict: bool | str = False,
+    backend: str | None = None,
+    cache_limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> DiffusersSession:
+    """Enable sparse attention on a transformer that your own loop drives.
+
+    Args:
+        transformer: a supported transformer, or several by expert name.
+        scheduler: the diffusers scheduler of the loop, from which step and number of steps are
+            read; or a function that returns the schedulers that may drive it.
+        profile: as for `pipe.enable_sparse_attention`.
+        steps: number of denoising steps, where there is no scheduler.
+
+    Returns:
+        What was attached; its `report()` tells what the last run did.
+
+    Raises:
+        DitAccelError: an unsupported model, an unknown name, or a wrong value.
+    """
+    experts = {"transformer": transformer} if isinstance(transformer, nn.Module) else transformer
+    if not isinstance(experts, Mapping) or not experts:
+        raise DitAccelError(
+            f"transformer: expected a module or a mapping of modules, got {type(experts).__name__}."
+            " A pipeline has the method enable_sparse_attention()."
+        )
+    adapter = _adapter(experts)
+    _check_options(strict, backend, cache_limit, steps)
+    chosen = load_profile(profile, adapter.family)
+    if overrides is not None:
+        chosen = chosen.with_overrides(overrides)
+    session = DiffusersSession(
+        Policy(chosen, _sites(adapter, experts)),
+        Settings(strict, backend, steps, cache_limit),
+        adapter=adapter,
+        model=type(next(iter(experts.values()))).__name__,
+        schedulers=scheduler if callable(scheduler) else (lambda: [scheduler]),
+    )
+    made = [Attachment(model, name, adapter, session) for name, model in experts.items()]
+    for attachment in made:
+        for bound in attachment.sites:
+            seam.check(bound)
+    for attachment in made:
+        _attach(attachment)
+    return session
+
+
+def disable(transformer: nn.Module) -> None:
+    """Take everything back that `enable` attached; a no-op where it attached nothing."""
+    found = attachment_of(transformer)
+    if found is None:
+        return
+    for attachment in list(found.session.attachments.values()):
+        _detach(attachment)
+    callers.forget(found.session)
+
+
+def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
+    """See `dit_accel.methods.enable_sparse_attention`."""
+    owner = weakref.ref(pipe)
+    enable(_experts(pipe), lambda: [getattr(owner(), "scheduler", None)], profile, **options)
+    callers.forget(pipe)
+    pipeline.mark(pipe, refresh)
+
+
+def disable_pipeline(pipe: Any) -> None:
+    """See `dit_accel.methods.disable_sparse_attention`."""
+    for module in _modules(pipe).values():
+        disable(module)
+    callers.forget(pipe)
+    pipeline.unmark(pipe)
+
+
+def session_of(pipe: Any) -> DiffusersSession:
+    """What is enabled on a pipeline."""
+    for module in _modules(pipe).values():
+        found = attachment_of(module)
+        if found is not None:
+            return found.session
+    raise DitAccelError("sparse attention is not enabled: call enable_sparse_attention() first.")
+
+
+def refresh(pipe: Any) -> None:
+    """Attach what was exchanged on an enabled pipeline since: transformers, blocks, modules."""
+    models = {name: model for name, model in _modules(pipe).items() if adapter_for(model)}
+    sessions = [found.session for model in models.values() if (found := attachment_of(model))]
+    for name, model in models.items():
+        found = attachment_of(model)
+        if found is not None and not found.complete:
+            session = found.session
+            _detach(found)
+        elif found is None and sessions and sessions[0].adapter is adapter_for(model):
+            session = sessions[0]
+        else:
+            continue
+        _attach(Attachment(model, name, session.adapter, session))
+
+
+def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
+    """See `dit_accel.methods.sparse_attention_warmup`."""
+    session = session_of(pipe)
+    before, after = session.adapter.text_tokens
+    layout = TokenLayout(session.adapter.grid(pipe, height, width, num_frames), before, after)
+    ran = callers.last_run(pipe) or Run(0, session.settings.cache_limit)
+    moment = Moment(ran, "", 0, 1, (Row(""),), {})
+    callers.remember(pipe, ran)
+    for attachment in session.attachments.values():
+        site = attachment.sites[0].site
+        config: Any = attachment.model.config
+        parameter = next(attachment.model.parameters())
+        device = getattr(pipe, "_execution_device", parameter.device)
+        shape = (1, layout.length, config.num_attention_heads, config.attention_head_dim)
+        q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
+        for compute in session.policy.computes():
+            route = session.routes.find(layout, compute, (q, k, v), session.settings.backend)
+            if route.reason is None:
+                run(route, q, k, v, None, site, moment, session)
+
+
+def _attach(attachment: Attachment) -> None:
+    """Hang it on its transformer, in place of what hangs there."""
+    model = attachment.model
+    before = attachment_of(model)
+    if before is not None:
+        _detach(before)
+    for bound in attachment.sites:
+        seam.attach(bound)
+    attachment.hooks = [RootHook(attachment, _reattach)]
+    attachment.session.attachments[attachment.expert] = attachment
+    setattr(model, KEY, attachment)
+
+
+def _detach(attachment: Attachment) -> None:
+    for hook in attachment.hooks:
+        hook.remove()
+    for bound in attachment.sites:
+        seam.detach(bound)
+    attachment.model.__dict__.pop(KEY, None)
+    attachment.session.attachments.pop(attachment.expert, None)
+
+
+def _reattach(attachment: Attachment) -> None:
+    """Rebind processors that were swapped since, as fusing projections does."""
+    for bound in attachment.sites:
+        if not seam.attached(bound):
+            seam.attach(bound)
+
+
+def _sites(adapter: Adapter, experts: Mapping[str, nn.Module]) -> list[Site]:
+    return [
+        Site(name, layer, layers, kind, expert, layout, adapter.masks)
+        for expert, model in experts.items()
+        for name, layer, layers, kind, _, layout in adapter.modules(model)
+    ]
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's models by name, each as it was before `torch.compile(module)` wrapped it."""
+    models = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+    return {name: getattr(model, "_orig_mod", model) for name, model in models.items()}
+
+
+def _experts(pipe: Any) -> dict[str, nn.Module]:
+    found = {name: model for name, model in _modules(pipe).items() if adapter_for(model)}
+    if not found:
+        names = [name for adapter in ADAPTERS for name in adapter.pipelines]
+        close = nearest(type(pipe).__name__, names)
+        hint = f" The nearest is {close}." if close else ""
+        raise DitAccelError(
+            f"{type(pipe).__name__} is not supported: none of its components is a transformer "
+            f"that dit_accel knows. Supported pipelines: {', '.join(names)}.{hint}"
+        )
+    return found
+
+
+def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:
+    adapters = {name: adapter_for(model) for name, model in experts.items()}
+    for name, adapter in adapters.items():
+        if adapter is None:
+            known = ", ".join(t for a in ADAPTERS for t in a.transformers)
+            raise DitAccelError(
+                f"{name} is a {type(experts[name]).__name__}, which is not supported. "
+                f"Supported transformers: {known}."
+            )
+    (first, *_) = adapters.values()
+    assert first is not None
+    return first
+
+
+def _check_options(strict: Any, backend: Any, cache_limit: Any, steps: Any) -> None:
+    if not isinstance(strict, bool) and strict != "except-breakeven":
+        raise DitAccelError(f"strict must be True, False or 'except-breakeven', got {strict!r}.")
+    if backend is not None and backend not in BACKENDS:
+        raise unknown("backend", str(backend), BACKENDS)
+    for name, value, least in (("cache_limit", cache_limit, 0), ("steps", steps, 1)):
+        if value is not None and (type(value) is not int or value < least):
+            raise DitAccelError(f"{name} is a whole number >= {least} or None, got {value!r}.")

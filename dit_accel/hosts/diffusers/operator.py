@@ -1,0 +1,86 @@
+"""The operator that stands for an attention call in compiled graphs.
+
+It is opaque: step, branch and policy are read when it runs, and the site comes as a tensor, so that
+one graph serves every layer and step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import attention_dispatch
+from torch import Tensor
+
+from dit_accel.engine.attend import attend, serve
+from dit_accel.engine.call import Call
+from dit_accel.hosts.diffusers.compiled import object_of
+from dit_accel.kernels.block_sparse import Layout
+
+if TYPE_CHECKING:
+    from dit_accel.hosts.diffusers.attachment import BoundSite
+
+
+# What it does depends on the run, which a captured graph would not follow (torch 2.9 and later ask).
+TAGS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
+
+
+@torch.library.custom_op("dit_accel::attend", mutates_args=(), tags=TAGS)
+def _attend_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
+    token: Tensor,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    parallel: bool,
+    layout: str,
+) -> Tensor:
+    bound: BoundSite = object_of(index)
+    processor: Any = bound.module.processor
+
+    def dense() -> Tensor:
+        if layout == "bhsd":
+            return F.scaled_dot_product_attention(
+                query, key, value, mask, dropout, causal, scale=scale, enable_gqa=gqa
+            )
+        return attention_dispatch.dispatch_attention_fn(
+            query,
+            key,
+            value,
+            mask,
+            dropout,
+            causal,
+            scale,
+            gqa,
+            backend=getattr(processor, "_attention_backend", None),
+            parallel_config=processor._parallel_config if parallel else None,
+        )
+
+    moment = bound.moment
+    if moment is None:
+        return dense().contiguous()
+    order: Layout = "bhsd" if layout == "bhsd" else "bshd"
+    call = Call(query, key, value, mask, dropout, causal, scale, order, parallel, dense)
+
+    def compute() -> tuple[Tensor, int]:
+        return attend(call, bound.site, moment, bound.session), 1
+
+    # A site may make several calls (image keys beside text keys), told apart by their lengths.
+    what = f"output of {call.lengths}"
+    output = serve(bound.site, moment, bound.session, what, call.bshd(), compute, dense)
+    # The end of a compiled forward is not seen: it is not before the end of its last attention.
+    moment.run.ledger.forward_ended()
+    if bound.session.decide(bound.site, moment).reuse is not None:
+        return output.clone()  # what is kept: the graph may write over what an operator returns
+    return output.contiguous()
+
+
+@_attend_op.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))

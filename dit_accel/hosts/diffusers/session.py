@@ -1,0 +1,50 @@
+"""What is enabled on the transformers of one pipeline or loop, under diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.engine.run import Run
+from dit_accel.engine.session import Session
+from dit_accel.hosts.diffusers import callers
+from dit_accel.report import Report
+
+if TYPE_CHECKING:
+    from dit_accel.hosts.diffusers.attachment import Attachment, BoundSite
+    from dit_accel.pipelines.adapter import Adapter
+
+
+@dataclass(eq=False)
+class DiffusersSession(Session):
+    """What `dit_accel.enable` returns.
+
+    adapter: the models' family. model: the class of the first of them.
+    schedulers: of loops that no pipeline runs, the likeliest first.
+    attachments: what hangs on each transformer, by its name as a component.
+    """
+
+    adapter: Adapter = field(kw_only=True)
+    model: str = field(kw_only=True)
+    schedulers: Callable[[], Sequence[Any]] = field(kw_only=True)
+    attachments: dict[str, Attachment] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[BoundSite]:
+        """Every attention site, in the order of the forwards."""
+        return [site for each in self.attachments.values() for site in each.sites]
+
+    def report(self, reset: bool = False) -> Report:
+        """The receipt of the last denoising run of a loop of your own; `reset` then forgets it."""
+        return self.report_of(self, reset)
+
+    def report_of(self, owner: Any, reset: bool = False) -> Report:
+        """The receipt of the last run of a pipeline, or of this session's own loop."""
+        limit = self.settings.cache_limit
+        run = callers.last_run(owner) or callers.last_run(self) or Run(0, limit)
+        made = run.report(self.policy.profile.name, self.adapter.family, self.model)
+        if reset:
+            callers.forget(owner)
+            callers.forget(self)
+        return made
