@@ -33,12 +33,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from dit_accel import api
-from dit_accel.attention import planned
 from dit_accel.bench.machine import machine
 from dit_accel.cli import runtime
 from dit_accel.cli.models import find_model
 from dit_accel.compare.metrics import choose_metrics
 from dit_accel.compare.prompts import read_prompts
+from dit_accel.engine.route import make_route
 from dit_accel.errors import unknown
 from dit_accel.kernels.patterns import Pattern, pattern
 from dit_accel.kernels.plan import BlockPlan
@@ -117,21 +117,20 @@ class Bench:
     def __post_init__(self) -> None:
         self.pipe.set_progress_bar_config(disable=True)
         self.enable(pattern("full"))
-        state = api.session_of(self.pipe).state
-        grid = state.adapter.grid(self.pipe, self.size, self.size, self.frames)
+        session = api.session_of(self.pipe)
+        grid = session.adapter.grid(self.pipe, self.size, self.size, self.frames)
         self.layout = TokenLayout(grid)
         model = self.pipe.transformer
         heads, dim = model.config.num_attention_heads, model.config.attention_head_dim
         shape = (len(self.prompts), self.layout.length, heads, dim)
         self._query = torch.empty(shape, dtype=model.dtype, device=model.device)
-        self._state = state
 
     def plan(self, rule: Pattern) -> tuple[BlockPlan, str]:
         """The plan of a call, and the backend that runs it."""
-        plan, backend, reason = planned(self._state, self.layout, rule, (self._query,) * 3)
-        if reason is not None:
-            raise SystemExit(f"{rule.name}: {backend}: {reason}")
-        return plan, backend
+        route = make_route(self.layout, rule, (self._query,) * 3)
+        if route.reason is not None:
+            raise SystemExit(f"{rule.name}: {route.backend}: {route.reason}")
+        return route.plan, route.backend
 
     def enable(self, rule: Pattern | None) -> None:
         """Set all self-attention to a pattern, but the dense steps and layers; None is dense."""
@@ -159,10 +158,10 @@ class Bench:
 
     def receipt(self) -> dict[str, Any]:
         """What the report says of self-attention; SystemExit unless all that was planned ran."""
-        state = api.session_of(self.pipe).state
-        keys = [site.key for site in api.session_of(self.pipe).sites if site.key.kind == "self"]
+        session = api.session_of(self.pipe)
+        keys = [bound.site for bound in session.sites if bound.site.kind == "self"]
         wanted = BRANCHES * sum(
-            state.policy.decide(key, "cond", step, self.steps).compute is not None
+            session.policy.decide(key, "cond", step, self.steps).compute is not None
             for key in keys
             for step in range(self.steps)
         )

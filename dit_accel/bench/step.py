@@ -28,6 +28,7 @@ from dit_accel.bench.step_parts import (
     dense_attention,
 )
 from dit_accel.bench.timing import Timing, measure_wall, synchronize
+from dit_accel.hosts.diffusers.session import DiffusersSession
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.layout import TokenLayout
@@ -131,8 +132,8 @@ def _ready(model: StepModel, made: nn.Module, size: Size, options: StepOptions) 
     inputs = model.inputs(model, made, size, options.device, options.dtype)
     adapter = adapter_for(made)
     assert adapter is not None
-    layout, why = adapter.layout(made, inputs, {})
-    assert layout is not None, why
+    layout = adapter.layouts(made, inputs, {})["video"]
+    assert not isinstance(layout, str), layout
     return Bench(made, inputs, layout, options, _position(options))
 
 
@@ -171,12 +172,13 @@ def _profile_row(
     if bench.options.compile:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-    with _recorded(bench, profile) as sites:
+    with _recorded(bench, profile) as (session, sites):
         first = bench.first()
-        sites.start(sites.steps)
+        session.report(reset=True)
+        sites.restart()
         timing, peak = bench.timed(first)
-        times = sites.milliseconds(bench.options.device)
-        report = sites.report().to_dict()
+        times = sites.milliseconds()
+        report = session.report().to_dict()
     assert bench.output is not None
     change = float((bench.output - reference).float().norm() / reference.float().norm())
     forwards = timing.repeats
@@ -224,20 +226,20 @@ def _dense_attention_ms(bench: Bench) -> tuple[dict[str, float], float]:
 
     The calls of a kind are alike: their median, not the first ones' warm-up, tells their time.
     """
-    with _recorded(bench, Profile("dense")) as sites:
+    with _recorded(bench, Profile("dense")) as (_, sites):
         whole = bench.first()
-        times = sites.milliseconds(bench.options.device)
+        times = sites.milliseconds()
     return {kind: median(values) * len(values) for kind, values in times.items()}, whole
 
 
 @contextmanager
-def _recorded(bench: Bench, profile: Profile) -> Iterator[TimedSites]:
-    """The model with a profile enabled, and what its attention calls do."""
+def _recorded(bench: Bench, profile: Profile) -> Iterator[tuple[DiffusersSession, TimedSites]]:
+    """The model with a profile enabled, and what its attention calls take."""
     session = api.enable(bench.model, bench.position, profile, backend=bench.options.backend)
-    sites = TimedSites(profile.name, session.state.adapter.family, type(bench.model).__name__)
-    session.state.recorder = sites
+    sites = TimedSites()
+    session.observers.append(sites)
     try:
-        yield sites
+        yield session, sites
     finally:
         api.disable(bench.model)
         synchronize(bench.options.device)

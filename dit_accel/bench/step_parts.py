@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dit_accel.bench.timing import measure, synchronize
+from dit_accel.bench.timing import measure
+from dit_accel.engine.ledger import Observation, Span, milliseconds
 from dit_accel.errors import DitAccelError
-from dit_accel.policy import SiteKey
-from dit_accel.report import Outcome, Recorder
 
 TORCH_KERNELS: dict[str, list[SDPBackend]] = {
     "native": [],
@@ -150,47 +148,23 @@ class RunPosition:
         self.step_index += 1
 
 
-@dataclass
-class TimedSites(Recorder):
-    """A recorder that keeps the time of each attention call by its kind, self or cross."""
+class TimedSites:
+    """An observer that keeps the time of each attention call by its kind, self or cross."""
 
-    spans: list[tuple[str, Any, Any]] = field(default_factory=list)
-    _open: tuple[Any, Any] | None = None
+    def __init__(self) -> None:
+        self._spans: list[tuple[str, Span]] = []
 
-    def start(self, steps: int) -> None:
-        """See Recorder.start."""
-        super().start(steps)
-        self.spans = []
+    def __call__(self, seen: Observation) -> None:
+        if seen.span is not None:
+            self._spans.append((seen.site.kind, seen.span))
 
-    @contextmanager
-    def attention(self, device: torch.device) -> Iterator[None]:
-        """Time one attention call; `count`, which follows it, says whose it was."""
-        begin = _mark(device)
-        yield
-        self._open = begin, _mark(device)
+    def restart(self) -> None:
+        """Forget the calls so far."""
+        self._spans.clear()
 
-    def count(self, site: SiteKey, step: int, outcome: Outcome, **details: Any) -> None:
-        """See Recorder.count."""
-        super().count(site, step, outcome, **details)
-        if self._open is not None:
-            self.spans.append((site.kind, *self._open))
-            self._open = None
-
-    def milliseconds(self, device: torch.device) -> dict[str, list[float]]:
-        """Times of the calls so far, by kind."""
-        synchronize(device)
+    def milliseconds(self) -> dict[str, list[float]]:
+        """Times of the calls so far, by kind; waits for them."""
         times: dict[str, list[float]] = defaultdict(list)
-        for kind, begin, end in self.spans:
-            if isinstance(begin, float):
-                times[kind].append((end - begin) * 1e3)
-            else:
-                times[kind].append(begin.elapsed_time(end))
+        for kind, span in self._spans:
+            times[kind].append(milliseconds(span))
         return times
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event

@@ -180,7 +180,7 @@ def _write_report(path: Path, report: Any, job: Job) -> None:
 
 def _say_if_dense(report: Any) -> None:
     """Warn where the profile plans sparse attention and none of it ran."""
-    from dit_accel.attention import BREAK_EVEN, PROFILE
+    from dit_accel.engine.attend import BREAK_EVEN, PROFILE
 
     own = report.kinds["self"]
     reasons = sorted(set(own["dense_reasons"]) - {PROFILE})

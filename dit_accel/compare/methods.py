@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dit_accel.api import Session, session_of
+from dit_accel.api import session_of
 from dit_accel.compare.external import EXTERNALS, Setting, check_parameters
 from dit_accel.compare.results import AGAIN, DENSE, ProfileInfo
 from dit_accel.compare.specs import Spec, load_spec, parameters_of
 from dit_accel.compare.timing import device_of
+from dit_accel.engine.call import Site
+from dit_accel.engine.ledger import Tally
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.policy import SiteKey
+from dit_accel.hosts.diffusers.session import DiffusersSession
 from dit_accel.profile import Profile
-from dit_accel.report import Recorder, Tally
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,6 @@ class ProfileMethod(Method):
     def on(self, pipe: Any, call: Mapping[str, Any]) -> Iterator[None]:
         pipe.enable_sparse_attention(self.profile, **self._options)
         try:
-            session = session_of(pipe)
-            session.state.recorder = CellRecorder.like(session.state.recorder)
             self.compile_s += _warm(pipe, call)
             yield
         finally:
@@ -78,20 +77,20 @@ class ProfileMethod(Method):
 
     def receipt(self, pipe: Any) -> Receipt:
         session = session_of(pipe)
-        report = session.report()
-        recorder = session.state.recorder
-        assert isinstance(recorder, CellRecorder)
+        run = session.run_of(pipe)
+        cells, sites = run.ledger.cells(), self_sites(session)
+        report = session.report_of(pipe)
         total = Tally()
-        for tally in recorder.cells.values():
-            total += tally
-        names, table = density_map(session, recorder)
+        for (site, _), cell in cells.items():
+            if site.kind == "self":
+                total += cell
         return Receipt(
             attention_s=report.time["attention_s"],
             compile_s=report.time["compile_s"] or 0.0,
-            launched_density=_density(total, total.launched),
-            kept_density=_density(total, total.kept),
-            density_map=table,
-            layer_names=names,
+            launched_density=_density(total),
+            kept_density=(total.kept + total.dense) / total.calls if total.calls else None,
+            density_map=density_map(sites, cells, run.steps),
+            layer_names=site_names(sites),
             calls=_outcomes(report.kinds["self"]),
             cross_calls=_outcomes(report.kinds["cross"]),
         )
@@ -114,65 +113,25 @@ class ExternalMethod(Method):
         return self._entry.enabled(pipe, self._parameters)
 
 
-@dataclass
-class CellRecorder(Recorder):
-    """A recorder that keeps the counts of self-attention per layer and step, too."""
-
-    cells: dict[tuple[SiteKey, int], Tally] = field(default_factory=dict)
-
-    @classmethod
-    def like(cls, recorder: Recorder) -> CellRecorder:
-        """A fresh one for the same run."""
-        return cls(recorder.profile, recorder.family, recorder.model, recorder.cache_limit)
-
-    def start(self, steps: int) -> None:
-        super().start(steps)
-        self.cells = {}
-
-    def count(
-        self,
-        site: SiteKey,
-        step: int,
-        outcome: Any,
-        *,
-        reason: str = "",
-        backend: str = "",
-        launched: float = 0.0,
-        kept: float = 0.0,
-        calls: int = 1,
-    ) -> None:
-        given = {"reason": reason, "backend": backend, "launched": launched, "kept": kept}
-        super().count(site, step, outcome, calls=calls, **given)  # type: ignore[arg-type]
-        if site.kind == "self":
-            cell = self.cells.setdefault((site, step), Tally())
-            cell += Tally(calls, launched=launched * calls, kept=kept * calls)
-            setattr(cell, outcome, getattr(cell, outcome) + calls)
-
-
 def density_map(
-    session: Session, recorder: CellRecorder
-) -> tuple[list[str], list[list[float | None]]]:
-    """Names of the self-attention sites, and [sites][steps] of their launched density."""
-    keys = self_sites(session)
-    table = [
-        [
-            _density(cell, cell.launched) if (cell := recorder.cells.get((key, step))) else None
-            for step in range(recorder.steps)
-        ]
-        for key in keys
+    sites: Sequence[Site], cells: Mapping[tuple[Site, int], Tally], steps: int
+) -> list[list[float | None]]:
+    """[sites][steps] of the launched density; None where a site did not run."""
+    return [
+        [_density(cell) if (cell := cells.get((site, step))) else None for step in range(steps)]
+        for site in sites
     ]
-    return site_names(keys), table
 
 
-def self_sites(session: Session) -> list[SiteKey]:
+def self_sites(session: DiffusersSession) -> list[Site]:
     """The self-attention sites in the order of the forward."""
-    return [site.key for site in session.sites if site.key.kind == "self"]
+    return [bound.site for bound in session.sites if bound.site.kind == "self"]
 
 
-def site_names(keys: Sequence[SiteKey]) -> list[str]:
+def site_names(sites: Sequence[Site]) -> list[str]:
     """Names of sites, with their expert where there are several."""
-    several = len({key.expert for key in keys}) > 1
-    return [f"{key.expert}.{key.name}" if several else key.name for key in keys]
+    several = len({site.expert for site in sites}) > 1
+    return [f"{site.expert}.{site.name}" if several else site.name for site in sites]
 
 
 def _outcomes(kind: Mapping[str, Any]) -> dict[str, int]:
@@ -231,9 +190,9 @@ def _external(spec: str) -> ExternalMethod:
     return ExternalMethod(name, spec, parameters_of(spec))
 
 
-def _density(tally: Tally, launched: float) -> float | None:
-    """Mean over all calls: `launched` of the sparse ones, 1 for a dense and 0 for a reused one."""
-    return (launched + tally.dense) / tally.calls if tally.calls else None
+def _density(tally: Tally) -> float | None:
+    """Mean over all calls: launched of the sparse ones, 1 for a dense and 0 for a reused one."""
+    return (tally.launched + tally.dense) / tally.calls if tally.calls else None
 
 
 def _warm(pipe: Any, call: Mapping[str, Any]) -> float:

@@ -1,39 +1,34 @@
 """Looking into a running pipeline's attention: errors per site, and the q, k, v of a call.
 
-Both work on the attention modules by torch's own forward hooks: after a module has run, it runs
-once more, dense, on the same inputs. So they see what reuse serves as well, and cost time: never
-inside a timed call.
+Both observe the session: they see every call as it was made, and what reuse serves as well. To
+compare, each call runs once more, dense, on the same inputs: never inside a timed call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from dit_accel.api import Session, session_of
-from dit_accel.broadcast import tensors_of
+from dit_accel.api import session_of
 from dit_accel.compare.methods import self_sites, site_names
+from dit_accel.engine.call import Site, tensors_of
+from dit_accel.engine.ledger import Observation, Observer
 from dit_accel.errors import DitAccelError
+from dit_accel.hosts.diffusers.session import DiffusersSession
 from dit_accel.layout import TokenLayout
-from dit_accel.policy import SiteKey
-from dit_accel.state import Site
-
-_SITE = "_dit_accel_site"
 
 
 @dataclass
 class Errors:
     """Relative L2 errors by site and step; the CFG branches of a step are averaged."""
 
-    keys: list[SiteKey]
+    keys: list[Site]
     steps: int = 0
-    _found: dict[tuple[SiteKey, int], list[float]] = field(default_factory=dict)
+    _found: dict[tuple[Site, int], list[float]] = field(default_factory=dict)
 
     @property
     def layer_names(self) -> list[str]:
@@ -46,28 +41,26 @@ class Errors:
             [_mean(self._found.get((key, step))) for step in range(self.steps)] for key in self.keys
         ]
 
-    def add(self, key: SiteKey, step: int, steps: int, error: float) -> None:
+    def add(self, key: Site, step: int, steps: int, error: float) -> None:
         self.steps = steps
         self._found.setdefault((key, step), []).append(error)
 
 
 @contextmanager
 def measuring_errors(pipe: Any) -> Iterator[Errors]:
-    """Compare every self-attention site's output with dense attention on the same inputs.
+    """Compare what every self-attention site gives with dense attention on the same inputs.
 
     Sparse attention must be enabled on the pipeline; what the profile runs dense counts as 0.
     """
     session = session_of(pipe)
     errors = Errors(self_sites(session))
 
-    def look(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        forward = site.state.forward
-        assert forward is not None
-        decision = site.state.decide(site)
-        error = 0.0
-        if decision.compute is not None or decision.reuse is not None:
-            error = relative_l2(output, run_dense(site.module, args, kwargs))
-        errors.add(site.key, forward.step, forward.steps, error)
+    def look(seen: Observation) -> None:
+        if seen.site.kind != "self":
+            return
+        planned = seen.decision.compute is not None or seen.decision.reuse is not None
+        error = relative_l2(seen.output, seen.dense()) if planned else 0.0
+        errors.add(seen.site, seen.moment.step, seen.moment.steps, error)
 
     with _watching(session, look):
         yield errors
@@ -123,32 +116,20 @@ def capturing(
             )
     wanted = None if layers is None else {layer % count for layer in layers}
 
-    def look(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        forward = site.state.forward
-        assert forward is not None
-        steps = {min(int(at * forward.steps), forward.steps - 1) for at in moments}
-        if forward.step not in steps or forward.layout is None:
+    def look(seen: Observation) -> None:
+        site, moment, call = seen.site, seen.moment, seen.call
+        layout = moment.layouts.get(site.layout)
+        steps = {min(int(at * moment.steps), moment.steps - 1) for at in moments}
+        if call is None or site.kind != "self" or moment.step not in steps:
             return
-        if wanted is not None and site.key.layer not in wanted:
+        if wanted is not None and site.layer not in wanted:
             return
-        layout, length = forward.layout, forward.layout.length
-        for q, k, v, mask, scale in _calls_of(site.module, args, kwargs):
-            if q.shape[1] == k.shape[1] == length:
-                where = (site.key.name, site.key.layer, forward.step, forward.steps)
-                use(Capture(q, k, v, scale, mask, layout, *where, forward.branch))
+        if isinstance(layout, TokenLayout) and call.lengths == (layout.length, layout.length):
+            where = (site.name, site.layer, moment.step, moment.steps)
+            use(Capture(*call.bshd(), call.scale, call.mask, layout, *where, moment.branch))
 
     with _watching(session, look):
         yield
-
-
-def run_dense(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The output of an attention module with its stock attention, uncounted."""
-    site = module.__dict__.pop(_SITE, None)
-    try:
-        return module.forward(*args, **kwargs)
-    finally:
-        if site is not None:
-            module.__dict__[_SITE] = site
 
 
 def relative_l2(output: Any, reference: Any) -> float:
@@ -160,54 +141,13 @@ def relative_l2(output: Any, reference: Any) -> float:
     return (difference / norm) ** 0.5 if norm else 0.0
 
 
-Look = Callable[[Site, tuple[Any, ...], dict[str, Any], Any], None]
-
-
 @contextmanager
-def _watching(session: Session, look: Look) -> Iterator[None]:
-    def hook_of(site: Site) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            if site.state.forward is not None:
-                look(site, args, kwargs, output)
-
-        return hook
-
-    with ExitStack() as stack:
-        for site in session.sites:
-            if site.key.kind == "self":
-                handle = site.module.register_forward_hook(hook_of(site), with_kwargs=True)
-                stack.callback(handle.remove)
+def _watching(session: DiffusersSession, look: Observer) -> Iterator[None]:
+    session.observers.append(look)
+    try:
         yield
-
-
-class _Listening(TorchFunctionMode):
-    """Notes the arguments of `scaled_dot_product_attention` (BHSD)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None, float | None]] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        given = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            names = ("query", "key", "value", "attn_mask")
-            bound = {**dict(zip(names, args, strict=False)), **given}
-            q, k, v = (bound[name].transpose(1, 2) for name in names[:3])
-            self.seen.append((q, k, v, bound.get("attn_mask"), bound.get("scale")))
-        return func(*args, **given)
-
-
-def _calls_of(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None, float | None]]:
-    """(q, k, v, mask, scale) of the attention calls that a module makes on these inputs."""
-    from diffusers import attention_backend
-
-    with attention_backend("native"), _Listening() as listening:
-        run_dense(module, args, kwargs)
-    return listening.seen
+    finally:
+        session.observers.remove(look)
 
 
 def _mean(values: list[float] | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,9 @@ class RouteCache:
         key = (layout, compute, wanted, *map(_seen, call))
         found = self._routes.get(key)
         if found is not None:
+            if len(self._routes) >= ROUTES:  # only then does it matter which was used last
+                with suppress(KeyError):  # another thread has just let go of it
+                    self._routes.move_to_end(key)
             return found
         with self._making:
             found = self._routes.get(key)

@@ -13,7 +13,8 @@ from dit_accel.pipelines.registry import ADAPTERS
 from dit_accel.planner.costs import cost_table, no_table
 from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
-from dit_accel.policy import Policy, SiteKey
+from dit_accel.engine.call import Site
+from dit_accel.engine.policy import Policy
 from dit_accel.profile import Profile, load_profile
 
 STEPS = 50
@@ -123,7 +124,7 @@ def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None,
         site = next(site for site in adapter.sites if site.kind == "self")
         block, name = site.blocks, site.attention
     sites = [
-        SiteKey(f"{block}.{layer}.{name}", layer, what.layers, "self")
+        Site(f"{block}.{layer}.{name}", layer, what.layers, "self")
         for layer in range(what.layers)
     ]
     policy = Policy(profile, sites)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dit_accel import attention
 from dit_accel.breakeven import ALONE, BESIDE_TEXT, MEASURED, effort, pays
+from dit_accel.engine import route as routes
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
@@ -52,16 +51,15 @@ def test_boxes_only_where_they_fit_the_grid(
     grid: tuple[int, int, int], better: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Boxes of (1, 8, 16) fill the first grid; in the second they are mostly empty."""
-    monkeypatch.setattr(attention, "layout_kind", lambda *_: "boxes")
-    monkeypatch.setattr(attention, "kind_for", lambda _: "gather")
+    monkeypatch.setattr(routes, "layout_kind", lambda *_: "boxes")
+    monkeypatch.setattr(routes, "kind_for", lambda _: "gather")
     monkeypatch.setattr(BlockPlan, "launched_density", lambda plan, _: plan._slot_density)
     layout = TokenLayout(grid)
     rule = pattern("sliding_tile", window={"fraction": [1.0, 0.5, 0.5]})
     tensors = torch.zeros(3, 1, layout.length, 2, 64).unbind()
-    state = SimpleNamespace(settings=SimpleNamespace(backend=None), choices={})
-    plan, backend, reason = attention.planned(state, layout, rule, tensors)
-    assert (plan.box is not None) == (better == "boxes")
-    assert backend == "torch" and reason is None
+    route = routes.make_route(layout, rule, tensors)
+    assert (route.plan.box is not None) == (better == "boxes")
+    assert route.backend == "torch" and route.reason is None
 
 
 WIDE, NARROW = {"fraction": [1.0, 0.5, 0.5]}, {"fraction": [0.6, 0.4, 0.4]}

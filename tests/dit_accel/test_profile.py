@@ -9,7 +9,7 @@ import pytest
 
 from dit_accel import DitAccelError, Profile, families, load_profile, profile_names
 from dit_accel.kernels.patterns import pattern
-from dit_accel.profile import parse_profile
+from dit_accel.engine.profile import parse_profile
 
 RULE = "[[rule]]\ncompute = 'sliding_tile'\n"
 

@@ -35,14 +35,18 @@ class DiffusersSession(Session):
         """Every attention site, in the order of the forwards."""
         return [site for each in self.attachments.values() for site in each.sites]
 
+    def run_of(self, owner: Any) -> Run:
+        """The last run of a pipeline, or of this session's own loop; an empty one before that."""
+        found = callers.last_run(owner) or callers.last_run(self)
+        return found or Run(0, self.settings.cache_limit)
+
     def report(self, reset: bool = False) -> Report:
         """The receipt of the last denoising run of a loop of your own; `reset` then forgets it."""
         return self.report_of(self, reset)
 
     def report_of(self, owner: Any, reset: bool = False) -> Report:
         """The receipt of the last run of a pipeline, or of this session's own loop."""
-        limit = self.settings.cache_limit
-        run = callers.last_run(owner) or callers.last_run(self) or Run(0, limit)
+        run = self.run_of(owner)
         made = run.report(self.policy.profile.name, self.adapter.family, self.model)
         if reset:
             callers.forget(owner)

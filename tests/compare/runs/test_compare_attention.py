@@ -44,8 +44,11 @@ def all_heads(capture: Capture, mask: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def outputs_of(pipe: Any, run: Any) -> dict[tuple[str, int], torch.Tensor]:
-    """Outputs of self-attention modules by (name, number of the call)."""
+def outputs_of(
+    pipe: Any, run: Any, *, projected: bool = True
+) -> dict[tuple[str, int], torch.Tensor]:
+    """Outputs of self-attention modules by (name, number of the call); without their last
+    projection, what attention itself gave."""
     found: dict[tuple[str, int], torch.Tensor] = {}
     counts: dict[str, int] = {}
     handles = []
@@ -54,9 +57,10 @@ def outputs_of(pipe: Any, run: Any) -> dict[tuple[str, int], torch.Tensor]:
 
             def note(module: Any, args: Any, output: Any, name: str = name) -> None:
                 counts[name] = counts.get(name, -1) + 1
-                found[name, counts[name]] = output.clone()
+                found[name, counts[name]] = (output if projected else args[0]).clone()
 
-            handles.append(module.register_forward_hook(note))
+            where = module if projected else module.to_out[0]
+            handles.append(where.register_forward_hook(note))
     run()
     for handle in handles:
         handle.remove()
@@ -100,12 +104,14 @@ def test_looking_does_not_change_a_run(build, family):
 def test_errors_are_those_of_the_first_sparse_layer(tiny_wan):
     """Up to there both runs are the same, so that both modules see the same inputs."""
     spec = "sliding_tile:window=1,1,1,tile=1,4,4,steps=0.3,1.0,layers=1-2"
-    dense = outputs_of(tiny_wan.pipe, tiny_wan.run)
+    dense = outputs_of(tiny_wan.pipe, tiny_wan.run, projected=False)
     _, method = choose_methods([spec], breakeven=False)
     with method.on(tiny_wan.pipe, {}), measuring_errors(tiny_wan.pipe) as errors:
         plain = tiny_wan.run()
     with method.on(tiny_wan.pipe, {}):
-        sparse = outputs_of(tiny_wan.pipe, lambda: torch.equal(tiny_wan.run(), plain))
+        sparse = outputs_of(
+            tiny_wan.pipe, lambda: torch.equal(tiny_wan.run(), plain), projected=False
+        )
     table = np.array(errors.table)
     assert table.shape == (3, 3) and errors.layer_names[1] == "blocks.1.attn1"
     assert (table[:, 0] == 0).all() and (table[0] == 0).all() and (table[1:, 1:] > 0.01).all()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from dit_accel.engine.call import Site
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import pattern
 from dit_accel.kernels.patterns.composite import PerHead
-from dit_accel.policy import Policy, SiteKey, branch_class, selects
-from dit_accel.profile import load_profile, parse_profile
+from dit_accel.engine.policy import Policy, branch_class, selects
+from dit_accel.engine.profile import load_profile, parse_profile
 
 
-def site(layer: int, kind: str = "self", expert: str = "transformer", layers: int = 10) -> SiteKey:
+def site(layer: int, kind: str = "self", expert: str = "transformer", layers: int = 10) -> Site:
     name = f"blocks.{layer}.attn{1 if kind == 'self' else 2}"
-    return SiteKey(name, layer, layers, kind, expert)  # type: ignore[arg-type]
+    return Site(name, layer, layers, kind, expert)  # type: ignore[arg-type]
 
 
 SITES = [site(n, kind) for n in range(10) for kind in ("self", "cross")]
@@ -123,7 +124,7 @@ def test_heads_overlay_what_earlier_rules_gave() -> None:
     early = rules.decide(site(1), "cond", 0, 10).compute
     assert isinstance(early, PerHead)
     assert early.assigned(3) == ([sliding, disc, pattern("full")], [0, 1, 2])
-    assert set(rules.patterns()) == {sliding, late, both, early}
+    assert set(rules.computes()) == {sliding, late, both, early}
 
 
 def test_heads_over_dense() -> None:

@@ -1,29 +1,26 @@
-"""A plan and a backend are chosen once for calls that are alike, and anew for any other."""
+"""A route is chosen once for calls that are alike, and anew for any other."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from dit_accel import attention
 from dit_accel.api import session_of
+from dit_accel.engine import route as routes
+from dit_accel.engine.profile import Profile, Rule
+from dit_accel.engine.route import RouteCache
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import pattern
 from dit_accel.layout import TokenLayout
-from dit_accel.profile import Profile, Rule
 
 RULE = pattern("sliding_tile", window={"tiles": [1, 1, 1]}, tile=[1, 4, 4])
 LAYOUT = TokenLayout((3, 8, 9))
 HEADS, DIM = 2, 32
-
-
-def state_of(backend: str | None = None) -> Any:
-    return SimpleNamespace(settings=SimpleNamespace(backend=backend), choices={})
 
 
 def tensors(
@@ -51,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return real(name, *call)
 
     monkeypatch.setattr(backends, "eligible", eligible)
-    monkeypatch.setattr(attention, "eligible", eligible)
+    monkeypatch.setattr(routes, "eligible", eligible)
     return seen
 
 
@@ -68,21 +65,22 @@ def test_a_run_asks_once_for_each_kind_of_call(tiny_wan: Any, asked: list[Any]) 
     assert len(asked) == 4 * 2
 
 
-def test_a_choice_is_the_one_that_would_be_made_anew() -> None:
-    state = state_of()
+def test_a_route_is_the_one_that_would_be_made_anew() -> None:
+    cache = RouteCache()
     for dtype in (torch.float32, torch.float64):
-        first, again = (attention.planned(state, LAYOUT, RULE, tensors(dtype=dtype)) for _ in "ab")
-        fresh = attention.planned(state_of(), LAYOUT, RULE, tensors(dtype=dtype))
-        assert first is again and first[0] is fresh[0] and first[1:] == fresh[1:]
-        assert (first[2] is None) == (dtype == torch.float32)
+        first, again = (cache.find(LAYOUT, RULE, tensors(dtype=dtype)) for _ in "ab")
+        fresh = RouteCache().find(LAYOUT, RULE, tensors(dtype=dtype))
+        assert first is again and first is not fresh
+        assert (first.backend, first.reason, first.row) == (fresh.backend, fresh.reason, fresh.row)
+        assert (first.reason is None) == (dtype == torch.float32)
 
 
 def test_whatever_a_choice_looks_at_asks_anew(asked: list[Any]) -> None:
-    state = state_of()
+    cache = RouteCache()
 
     def asks(*call: Any) -> bool:
         before = len(asked)
-        attention.planned(state, *call)
+        cache.find(*call)
         return len(asked) > before
 
     q, k, v = tensors()
@@ -105,29 +103,28 @@ def test_whatever_a_choice_looks_at_asks_anew(asked: list[Any]) -> None:
         assert asks(*call), call[:2]
         assert not asks(*call)
     assert not asks(LAYOUT, RULE, tensors())  # other tensors that look the same
-    state.settings.backend = "reference"
-    assert asks(LAYOUT, RULE, (q, k, v))
-    assert attention.planned(state, LAYOUT, RULE, (q, k, v))[1] == "reference"
+    assert asks(LAYOUT, RULE, (q, k, v), "reference")
+    assert cache.find(LAYOUT, RULE, (q, k, v), "reference").backend == "reference"
 
 
 def test_strides_that_change_change_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes are for tensors that bulk copies can read: by their type, strides and address."""
     launch = pytest.importorskip("dit_accel.kernels.hopper.launch")
     monkeypatch.setattr(
-        attention,
+        routes,
         "layout_kind",
         lambda q, k, v, _: "gather" if launch.tensor_obstacle(q, k, v) else "boxes",
     )
-    monkeypatch.setattr(attention, "kind_for", lambda _: "gather")
-    monkeypatch.setattr(attention, "effort", lambda backend, device, plan: plan.box is None)
+    monkeypatch.setattr(routes, "kind_for", lambda _: "gather")
+    monkeypatch.setattr(routes, "effort", lambda backend, device, plan: plan.box is None)
     layout, rule = (
         TokenLayout((4, 16, 16)),
         pattern("sliding_tile", window={"fraction": [1, 0.5, 0.5]}),
     )
-    state = state_of()
+    cache = RouteCache()
 
     def boxes(*call: torch.Tensor) -> bool:
-        return attention.planned(state, layout, rule, call)[0].box is not None
+        return cache.find(layout, rule, call).plan.box is not None  # type: ignore[arg-type]
 
     def half(shift: int = 0, width: int = 64) -> torch.Tensor:
         flat = torch.zeros(layout.length * HEADS * width + 8, dtype=torch.bfloat16)
@@ -143,44 +140,48 @@ def test_strides_that_change_change_the_plan(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_tensor_is_kept_alive() -> None:
-    state = state_of()
+    cache = RouteCache()
     call = tensors()
     alive = [weakref.ref(tensor) for tensor in call]
-    attention.planned(state, LAYOUT, RULE, call)
+    cache.find(LAYOUT, RULE, call)
     del call
     gc.collect()
-    assert state.choices and not any(ref() is not None for ref in alive)
+    assert len(cache) == 1 and not any(ref() is not None for ref in alive)
 
 
-def test_only_so_many_are_kept(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "CHOICES", 3)
-    state = state_of()
-    layouts = [TokenLayout((1, 4, width)) for width in range(4, 9)]
-    for layout in layouts:
-        attention.planned(state, layout, RULE, tensors(layout))
-    assert [key[0] for key in state.choices] == layouts[-3:]
-    before = len(asked)
-    attention.planned(state, layouts[-1], RULE, tensors(layouts[-1]))
-    assert len(asked) == before
-    attention.planned(state, layouts[0], RULE, tensors(layouts[0]))
-    assert len(asked) > before
+def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "ROUTES", 3)
+    cache = RouteCache()
+    layouts = [TokenLayout((1, 4, width)) for width in range(4, 8)]
+    made = [cache.find(layout, RULE, tensors(layout)) for layout in layouts]
+    assert cache.routes == made[-3:]
+    assert cache.find(layouts[1], RULE, tensors(layouts[1])) is made[1]
+    newest = cache.find(TokenLayout((1, 4, 9)), RULE, tensors(TokenLayout((1, 4, 9))))
+    assert cache.routes == [made[3], made[1], newest]  # the one used longest ago goes
+
+
+def test_threads_share_routes(asked: list[Any]) -> None:
+    cache = RouteCache()
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: cache.find(LAYOUT, RULE, tensors()), range(16)))
+    assert len(found) == 1 and len(asked) == 2
 
 
 def test_what_does_not_fit_is_refused_before_a_kernel_sees_it() -> None:
     q, k, v = tensors()
     with pytest.raises(DitAccelError, match="v: expected .* like q, got torch.float16"):
-        attention.planned(state_of(), LAYOUT, RULE, (q, k, v.half()))
+        RouteCache().find(LAYOUT, RULE, (q, k, v.half()))
     with pytest.raises(DitAccelError, match="q: expected"):
-        attention.planned(state_of(), TokenLayout((3, 8, 8)), RULE, (q, k, v))
+        RouteCache().find(TokenLayout((3, 8, 8)), RULE, (q, k, v))
 
 
 def test_each_enabling_chooses_anew(tiny_wan: Any) -> None:
     profile = Profile("p", rules=(Rule(compute=RULE),), breakeven=False)
     tiny_wan.pipe.enable_sparse_attention(profile)
     tiny_wan.run()
-    (choice,) = session_of(tiny_wan.pipe).state.choices.values()
-    assert choice[1] == ("torch" if not torch.cuda.is_available() else choice[1])
+    (first,) = session_of(tiny_wan.pipe).routes.routes
+    assert torch.cuda.is_available() or first.backend == "torch"
     tiny_wan.pipe.enable_sparse_attention(profile, backend="reference")
     tiny_wan.run()
-    (choice,) = session_of(tiny_wan.pipe).state.choices.values()
-    assert choice[1] == "reference"
+    (second,) = session_of(tiny_wan.pipe).routes.routes
+    assert second.backend == "reference"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from dit_accel.policy import SiteKey
-from dit_accel.profile import parse_profile
-from dit_accel.report import Recorder
+from dit_accel.engine.call import Site
+from dit_accel.engine.ledger import Ledger, mark
+from dit_accel.engine.profile import parse_profile
 
 PROFILE = parse_profile(
     "[profile]\nname = 'mixed'\nbreakeven = false\n"
@@ -42,7 +43,6 @@ def test_counts_by_layer_and_step(tiny_wan: Any) -> None:
     (plan,) = data["plans"]
     assert (plan["pattern"], plan["backend"], plan["calls"]) == ("sliding_tile", "torch", 12)
     assert plan["launched_density"] == data["self"]["launched_density"]
-    assert plan["predicted_ms"] is None  # there is no table for a CPU
     text = str(report)
     assert f"plan             sliding_tile: {plan['blocks']} tiles of 2x3x3, launched" in text
     for part in ("self-attention   24 calls: 12 sparse (50%), 12 dense (50%)", "dense because"):
@@ -57,29 +57,44 @@ def test_reset_forgets_the_run(tiny_wan: Any) -> None:
     assert tiny_wan.pipe.sparse_attention_report().steps == 0
 
 
+def route(launched: float, kept: float) -> Any:
+    return SimpleNamespace(backend="torch", plan=object(), launched=launched, kept=kept, row=None)
+
+
 def test_densities_are_means_over_sparse_calls() -> None:
-    recorder = Recorder("p", "wan", "m")
-    recorder.start(2)
-    site = SiteKey("blocks.0.attn1", 0, 1, "self")
-    recorder.count(site, 0, "dense", reason="profile")
-    recorder.count(site, 1, "sparse", backend="torch", launched=0.2, kept=0.1)
-    recorder.count(site, 1, "sparse", backend="torch", launched=0.4, kept=0.3)
-    kind = recorder.report().kinds["self"]
-    assert abs(kind["launched_density"] - 0.3) < 1e-12 and abs(kind["kept_density"] - 0.2) < 1e-12
-    assert kind["dense_reasons"] == {"profile": 1} and kind["backends"] == {"torch": 2}
+    ledger = Ledger(2)
+    site = Site("blocks.0.attn1", 0, 1, "self")
+    ledger.count(site, 0, "dense", reason="profile")
+    ledger.count_sparse(site, 1, route(0.2, 0.1))
+    ledger.count_sparse(site, 1, route(0.4, 0.3))
+    tally = ledger.cells()[site, 1]
+    counts = tally.counts()
+    assert abs(counts["launched_density"] - 0.3) < 1e-12 and abs(counts["kept_density"] - 0.2) < 1e-12
+
+
+def test_device_counts_join_the_others() -> None:
+    ledger = Ledger(1)
+    site, online = Site("blocks.0.attn1", 0, 1, "self"), SimpleNamespace(backend="torch", plan=None)
+    online.row = None
+    for pairs, launched, kept in ((100, 50, 40), (100, 30, 20), (400, 100, 80)):
+        ledger.device_row(site, 0, pairs, torch.device("cpu")).add_(torch.tensor([launched, kept]))
+        ledger.count_sparse(site, 0, online)
+    counts = ledger.cells()[site, 0].counts()
+    assert abs(counts["launched_density"] - (0.5 + 0.3 + 0.25) / 3) < 1e-12
+    assert abs(counts["kept_density"] - (0.4 + 0.2 + 0.2) / 3) < 1e-12
+    assert ledger.cells()[site, 0].counts() == counts  # asking changes nothing
 
 
 def test_times_add_up() -> None:
-    recorder = Recorder()
-    recorder.start(1)
-    cpu = torch.device("cpu")
-    recorder.forward_started(cpu)
-    with recorder.attention(cpu):
+    ledger, cpu = Ledger(1), torch.device("cpu")
+    ledger.forward_started(cpu)
+    begin = mark(cpu)
+    torch.randn(200, 200) @ torch.randn(200, 200)
+    ledger.timed(begin, mark(cpu))
+    with ledger.compilation(cpu):
         torch.randn(200, 200) @ torch.randn(200, 200)
-    with recorder.compilation(cpu):
-        torch.randn(200, 200) @ torch.randn(200, 200)
-    recorder.forward_ended()
-    times = recorder.report().time
+    ledger.forward_ended()
+    times = ledger.report("p", "wan", "m", {}).time
     assert times["attention_s"] > 0 and times["compile_s"] > 0
     assert times["attention_s"] + times["compile_s"] <= times["denoising_s"]
 

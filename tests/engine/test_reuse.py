@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.broadcast import Entry, OutputCache
-from dit_accel.profile import Profile, Reuse, parse_profile
+from dit_accel.engine.call import Moment, Row, Site
+from dit_accel.engine.profile import Profile, Reuse, parse_profile
+from dit_accel.engine.reuse.output import served
+from dit_accel.engine.run import Run
+from dit_accel.engine.store import Kept, Store
+from dit_accel.hosts.diffusers.callers import last_run
 
 HEAD = "[profile]\nname = 'test'\nbreakeven = false\n"
 
@@ -29,12 +33,11 @@ class Spy:
             model = pipe.components.get(expert)
             if model is not None:
                 site = model.get_submodule(module)
-                state = site._dit_accel_site.state
-                site.register_forward_hook(self._record(expert, state))
+                site.register_forward_hook(self._record(expert, site._dit_accel_site))
 
-    def _record(self, expert: str, state: Any) -> Any:
+    def _record(self, expert: str, bound: Any) -> Any:
         def hook(module: Any, args: Any, output: torch.Tensor) -> None:
-            key = (expert, state.forward.branch)
+            key = (expert, bound.moment.branch)
             self.seen.setdefault(key, []).append(output.clone())
 
         return hook
@@ -116,16 +119,59 @@ def test_limit_is_kept_and_reported(tiny_wan: Any) -> None:
 def test_nothing_is_held_after_a_run(tiny_wan: Any) -> None:
     tiny_wan.pipe.enable_sparse_attention(reuse(2))
     tiny_wan.run()
-    state = tiny_wan.pipe.transformer.blocks[0].attn1._dit_accel_site.state
-    assert state.cache._entries == {}
+    assert len(last_run(tiny_wan.pipe).store) == 0
+
+
+SITE = Site("blocks.0.attn1", 0, 1, "self")
+ROWS = (Row("cond"),)
+
+
+def serve(run: Run, how: Reuse, step: int, inputs: torch.Tensor, steps: int = 10) -> int | None:
+    """The calls that a served output stands for, None where it was computed."""
+    moment = Moment(run, "transformer", step, steps, ROWS)
+    return served(how, SITE, moment, "output", (inputs,), lambda: (inputs + step, 1))[1]
 
 
 def test_age_and_signature_bound_what_is_served() -> None:
-    cache = OutputCache()
-    key = ("transformer", "blocks.0.attn1", "cond")
-    cache.store(key, Entry(torch.zeros(4), step=2, calls=1, signature=("a",)))
-    assert cache.serve(key, Reuse(9), 3, 10, ("b",)) is None
-    assert cache.serve(key, Reuse(9, max_age=0.1), 4, 10, ("a",)) is None
-    assert cache.serve(key, Reuse(2), 5, 10, ("a",)) is None  # steps in between were skipped
-    assert cache.serve(key, Reuse(9, max_age=0.2), 4, 10, ("a",)) is not None
-    assert cache.serve(key, Reuse(2), 3, 10, ("a",)) is None  # served once already
+    x = torch.zeros(4)
+
+    def fresh() -> Run:
+        run = Run(10)
+        run.store.put(SITE, "output", ROWS, Kept(x, 2, 1, ((tuple(x.shape), x.dtype, x.device),)))
+        return run
+
+    assert serve(fresh(), Reuse(9), 3, x.double()) is None
+    assert serve(fresh(), Reuse(9, max_age=0.1), 4, x) is None
+    assert serve(fresh(), Reuse(2), 5, x) is None  # steps in between were skipped
+    run = fresh()
+    assert serve(run, Reuse(9, max_age=0.2), 4, x) == 1
+    assert serve(run, Reuse(2), 3, x) is None  # served once already
+    assert serve(run, Reuse(2), 4, x) == 1  # what that computed
+
+
+def test_rows_keep_their_own() -> None:
+    store = Store()
+    for branch in ("cond", "uncond"):
+        for order in range(2):
+            for prompt in range(2):
+                row = (Row(branch, order, prompt),)
+                assert store.get(SITE, "output", row) is None
+                assert store.put(SITE, "output", row, Kept(torch.zeros(8), 0, 1, ()))
+    assert (len(store), store.bytes, store.peak) == (8, 8 * 32, 8 * 32)
+    store.forget(rows=(Row("cond", 1, 0),))
+    store.forget(expert="transformer_2")
+    assert len(store) == 7
+    store.forget()
+    assert (len(store), store.bytes, store.peak) == (0, 0, 8 * 32)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_lies_elsewhere_comes_back(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    store = Store()
+    value = (torch.randn(3, 5, device=device), torch.randn(2, device=device).bfloat16())
+    store.put(SITE, "output", ROWS, Kept(value, 0, 1, ()), place="cpu")
+    kept = store.get(SITE, "output", ROWS)
+    assert kept is not None and all(x.device.type == "cpu" for x in kept.value)
+    assert all(torch.equal(a, b) for a, b in zip(kept.fetched(), value, strict=True))

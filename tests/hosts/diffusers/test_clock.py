@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.clock import StepClock
+from dit_accel.hosts.diffusers.clock import StepClock
 
 CALLER = ("transformer", "cond")
 OTHER = ("transformer", "uncond")
