@@ -61,7 +61,7 @@ def dealt(blocks: Blocks, lines: int, programs: int, visits: float) -> Deal:
     long_weight, weight = (
         ITEM_WEIGHT + TILE_WEIGHT * max(1.0, n / together) for n in (blocks.k.count, visits)
     )
-    owners = in_rounds(long, lines * video, long_weight / weight, programs)
+    owners = in_rounds(long, lines, video, long_weight / weight, programs)
     by_program = np.argsort(owners, kind="stable")
     slots = np.empty_like(owners)
     slots[by_program] = np.arange(len(owners), dtype=np.int32)
@@ -112,7 +112,7 @@ def _numbers(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> Tensor:
     numbers[:, text] = line * len(text) + torch.arange(len(text), device=count.device)
     rank = torch.arange(deal.video, device=count.device).expand(lines, -1)
     if not plan.shape.even:
-        order = (-count[:, deal.first : stop]).argsort(-1, stable=True)
+        order = (-count[:, deal.first : stop]).argsort(dim=-1, stable=True)
         rank = torch.empty_like(order).scatter_(-1, order, rank)
     numbers[:, deal.first : stop] = lines * len(text) + line * deal.video + rank
     return numbers.flatten()
