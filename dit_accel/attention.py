@@ -35,7 +35,7 @@ COMPILED = ("hopper", "triton", "flex", "fa4")
 BREAK_EVEN = "below break-even"
 PROFILE = "profile"
 CHOICES = 128
-"""How many choices of a plan and a backend a pipeline keeps; `plan_for` keeps as many plans."""
+"""How many choices of a plan and a backend a pipeline keeps."""
 
 
 @dataclass

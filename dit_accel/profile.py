@@ -344,7 +344,7 @@ def _with_params(compute: Any, params: Mapping[str, Any]) -> Any:
     if not isinstance(compute, Pattern):
         return compute
     if isinstance(compute, Union):
-        return Union([_with_params(part, params) for part in compute.union])
+        return Union(tuple(_with_params(part, params) for part in compute.union))
     names = [f.name for f in dataclasses.fields(compute)]
     try:
         return dataclasses.replace(compute, **{k: v for k, v in params.items() if k in names})
