@@ -15,13 +15,13 @@ from dit_accel import seam
 from dit_accel.attention import launch, planned
 from dit_accel.broadcast import OutputCache
 from dit_accel.clock import StepClock
+from dit_accel.engine.profile import Profile, load_profile, with_overrides
 from dit_accel.errors import DitAccelError, nearest, unknown
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter
 from dit_accel.pipelines.registry import ADAPTERS, adapter_for
 from dit_accel.policy import Policy, SiteKey
-from dit_accel.profile import Profile, load_profile
 from dit_accel.report import Recorder, Report
 from dit_accel.state import Attached, RootHook, RunState, Settings, Site
 
@@ -97,7 +97,7 @@ def enable(
     _check_options(strict, backend, cache_limit, steps)
     chosen = load_profile(profile, adapter.family)
     if overrides is not None:
-        chosen = chosen.with_overrides(overrides)
+        chosen = with_overrides(chosen, overrides)
     schedulers = scheduler if callable(scheduler) else (lambda: [scheduler])
     session = _session(
         adapter, dict(experts), chosen, Settings(strict, backend, steps), schedulers, cache_limit

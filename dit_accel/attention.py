@@ -18,6 +18,7 @@ from diffusers.models import attention_dispatch
 from dit_accel.breakeven import effort, pays
 from dit_accel.broadcast import Entry, tensors_of
 from dit_accel.compiled import slots
+from dit_accel.engine.profile import Reuse
 from dit_accel.errors import StrictError
 from dit_accel.kernels.backends import BACKENDS, choose, eligible, layout_kind, moves_tokens
 from dit_accel.kernels.block_sparse import Layout, check_call
@@ -26,7 +27,6 @@ from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 from dit_accel.planner.receipt import PlannedCall
-from dit_accel.profile import Reuse
 from dit_accel.state import RunState, Site
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.profile import Reuse
+from dit_accel.engine.profile import Reuse
 
 Key = tuple[str, str, str]
 """(expert, site name, CFG branch): nothing computed for one is ever served to another."""

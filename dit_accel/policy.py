@@ -7,13 +7,13 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute
 from dit_accel.errors import DitAccelError, nearest
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.patterns.full import Full
-from dit_accel.profile import WARMUP_FREE_STEPS, Compute, Profile, Reuse, Rule
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,21 @@ def _resolve(rules: Sequence[Rule], site: SiteKey, branch: str, progress: float)
     return Decision(compute, reuse)
 
 
-def _for_heads(before: Pattern | None, heads: str, compute: Compute) -> Pattern | None:
+def _for_heads(before: Pattern | None, heads: str, compute: RuleCompute) -> Pattern | None:
     """What a site runs when `heads` get `compute` and the others keep what was before."""
-    new = None if compute == "dense" else compute
+    new: Any = None if compute == "dense" else compute
     if heads == "all" or (before is None and new is None):
         return new
-    if isinstance(before, PerHead):
-        return before.over(heads, new or Full())
-    return PerHead(((heads, new or Full()),), before or Full())
+    first, rest = new or Full(), before or Full()
+    for each in (first, rest):
+        if each.online:
+            raise DitAccelError(
+                f"heads {heads!r}: {each.name!r} chooses for all heads of a site at once; give "
+                "single heads another compute over a pattern only."
+            )
+    if isinstance(rest, PerHead):
+        return rest.over(heads, first)
+    return PerHead(((heads, first),), rest)
 
 
 def _check_selection(rule: Rule, sites: Sequence[SiteKey]) -> None:

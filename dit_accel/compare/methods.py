@@ -15,9 +15,9 @@ from dit_accel.compare.external import EXTERNALS, Setting, check_parameters
 from dit_accel.compare.results import AGAIN, DENSE, ProfileInfo
 from dit_accel.compare.specs import Spec, load_spec, parameters_of
 from dit_accel.compare.timing import device_of
+from dit_accel.engine.profile import Profile
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.policy import SiteKey
-from dit_accel.profile import Profile
 from dit_accel.report import Recorder, Tally
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_accel.engine.profile import Profile, load_profile
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.pipelines.registry import ADAPTERS
@@ -14,7 +15,6 @@ from dit_accel.planner.costs import cost_table, no_table
 from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
 from dit_accel.policy import Policy, SiteKey
-from dit_accel.profile import Profile, load_profile
 
 STEPS = 50
 WORTH = 0.03

@@ -12,10 +12,10 @@ import torch
 
 from dit_accel import attention
 from dit_accel.api import session_of
+from dit_accel.engine.profile import Profile, Rule
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import pattern
 from dit_accel.layout import TokenLayout
-from dit_accel.profile import Profile, Rule
 
 RULE = pattern("sliding_tile", window={"tiles": [1, 1, 1]}, tile=[1, 4, 4])
 LAYOUT = TokenLayout((3, 8, 9))

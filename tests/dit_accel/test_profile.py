@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dit_accel import DitAccelError, Profile, families, load_profile, profile_names
+from dit_accel.engine.profile import parse_profile, with_overrides
 from dit_accel.kernels.patterns import pattern
-from dit_accel.profile import parse_profile
 
 RULE = "[[rule]]\ncompute = 'sliding_tile'\n"
 
@@ -127,22 +127,22 @@ def test_files_of_any_ending_and_families(tmp_path: Path) -> None:
 
 def test_overrides_replace_keys_of_sparse_rules() -> None:
     base = parse_profile(RULE + "[[rule]]\nlayers = '0'\ncompute = 'dense'\n")
-    wider = base.with_overrides({"window": {"tiles": [5, 5, 5]}, "steps": [0.5, 1.0]})
+    wider = with_overrides(base, {"window": {"tiles": [5, 5, 5]}, "steps": [0.5, 1.0]})
     assert wider.rules[0].compute != base.rules[0].compute
     assert wider.rules[0].steps == (0.5, 1.0)
     assert wider.rules[1] == base.rules[1]
-    assert base.with_overrides({"breakeven": False}).breakeven is False
-    reused = base.with_overrides({"reuse": {"every": 2}})
+    assert with_overrides(base, {"breakeven": False}).breakeven is False
+    reused = with_overrides(base, {"reuse": {"every": 2}})
     assert [rule.compute for rule in reused.rules] == [rule.compute for rule in base.rules]
     assert all(rule.reuse is not None and rule.reuse.every == 2 for rule in reused.rules)
     with pytest.raises(DitAccelError, match="Did you mean 'window'"):
-        base.with_overrides({"windows": 3})
+        with_overrides(base, {"windows": 3})
     with pytest.raises(DitAccelError, match="unknown key in overrides 'window'"):
-        base.with_overrides({"compute": "disc", "window": {"tiles": [1, 1, 1]}})
+        with_overrides(base, {"compute": "disc", "window": {"tiles": [1, 1, 1]}})
     with pytest.raises(DitAccelError, match="expected compute or union, got both"):
         parse_profile("[[rule]]\ncompute = 'disc'\nunion = ['radial', 'disc']\n")
     with pytest.raises(DitAccelError, match="runs no pattern"):
-        load_profile("dense").with_overrides({"steps": [0.5, 1.0]})
+        with_overrides(load_profile("dense"), {"steps": [0.5, 1.0]})
 
 
 def test_unions_and_heads() -> None:
@@ -158,10 +158,10 @@ def test_unions_and_heads() -> None:
     assert groups.compute is None and groups.heads == "all" and groups.sparse
     assert groups.per_head == (("0-1", disc), ("-1", "dense"))
     assert third.heads == "2" and third.compute == pattern("full")
-    smaller = made.with_overrides({"radius": {"tokens": 3}, "steps": [0.5, 1.0]}).rules[1]
+    smaller = with_overrides(made, {"radius": {"tokens": 3}, "steps": [0.5, 1.0]}).rules[1]
     assert smaller.per_head[0][1] == pattern("disc", radius={"tokens": 3})
     assert smaller.steps == (0.5, 1.0) and smaller.per_head[1] == ("-1", "dense")
-    other = made.with_overrides({"compute": "disc", "radius": {"tokens": 9}}).rules[0]
+    other = with_overrides(made, {"compute": "disc", "radius": {"tokens": 9}}).rules[0]
     assert other.compute == pattern("disc", radius={"tokens": 9})
     with pytest.raises(DitAccelError, match="overrides: radius"):
-        made.with_overrides({"radius": {"tokens": 0}})
+        with_overrides(made, {"radius": {"tokens": 0}})

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dit_accel.engine.profile import parse_profile
 from dit_accel.policy import SiteKey
-from dit_accel.profile import parse_profile
 from dit_accel.report import Recorder
 
 PROFILE = parse_profile(

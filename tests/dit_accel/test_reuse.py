@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dit_accel.broadcast import Entry, OutputCache
-from dit_accel.profile import Profile, Reuse, parse_profile
+from dit_accel.engine.profile import Profile, Reuse, parse_profile
 
 HEAD = "[profile]\nname = 'test'\nbreakeven = false\n"
 

@@ -11,8 +11,8 @@ import torch
 
 import dit_accel
 from dit_accel import seam
+from dit_accel.engine.profile import Profile, parse_profile
 from dit_accel.errors import DitAccelError
-from dit_accel.profile import Profile, parse_profile
 
 SPARSE = parse_profile(
     "[profile]\nbreakeven = false\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dit_accel import Profile, StrictError, load_profile
-from dit_accel.profile import parse_profile
+from dit_accel.engine.profile import parse_profile
 
 ALL = {"fraction": [1.0, 1.0, 1.0]}
 

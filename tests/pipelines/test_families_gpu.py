@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.profile import parse_profile
+from dit_accel.engine.profile import parse_profile
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dit_accel.engine.profile import parse_profile
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.compute import parameters_table
 from dit_accel.kernels.geometry.tiling import fixed_tiling, geometry, raster_runs
@@ -19,7 +20,6 @@ from dit_accel.kernels.patterns.composite import PerHead, select_heads
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.reference import dense_mask
 from dit_accel.layout import TokenLayout
-from dit_accel.profile import parse_profile
 
 LAYOUT = TokenLayout((5, 9, 11), before=7, after=130, valid=((7, 130), (3, 64), (0, 0)))
 KINDS = ("lengths", "gather", "boxes")
