@@ -120,6 +120,6 @@ def _check_value(name: str, unit: str, value: Any, form: str) -> None:
         near = min(max(1, value), LARGEST) if number and value == value else 1
         most = f" and at most {LARGEST}" if near == LARGEST else ""
         raise DitAccelError(
-            f"{name}: expected whole numbers >= 1{most}, or -1 for the whole axis, got {shown(value)}; "
-            f"the nearest legal value is {round(near)}."
+            f"{name}: expected whole numbers >= 1{most}, or -1 for the whole axis, got "
+            f"{shown(value)}; the nearest legal value is {round(near)}."
         )
