@@ -21,9 +21,9 @@ if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
 if TYPE_CHECKING:
     from dit_accel.api import disable, enable
     from dit_accel.catalog import families, supported_models
+    from dit_accel.engine.profile import Profile, load_profile, profile_names
     from dit_accel.errors import DitAccelError, StrictError
     from dit_accel.planner import Forecast, diagnose, plan
-    from dit_accel.profile import Profile, load_profile, profile_names
     from dit_accel.report import Report
 
 __all__ = [
@@ -52,9 +52,9 @@ _HOMES = {
     "Forecast": "planner",
     "diagnose": "planner",
     "plan": "planner",
-    "Profile": "profile",
-    "load_profile": "profile",
-    "profile_names": "profile",
+    "Profile": "engine.profile",
+    "load_profile": "engine.profile",
+    "profile_names": "engine.profile",
     "Report": "report",
 }
 

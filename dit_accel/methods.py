@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dit_accel.profile import Profile
+    from dit_accel.engine.profile import Profile
     from dit_accel.report import Report
 
 _BASES = {

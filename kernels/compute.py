@@ -130,7 +130,8 @@ class Parameter:
                     return f"the nearest legal value is {near:g}"
         if self.usual is not None:
             return f"usual are {self.usual[0]:g} to {self.usual[1]:g}"
-        known = (self.default, self.low, self.high)
+        middle = None if self.above is None or self.below is None else (self.above + self.below) / 2
+        known = (self.default, self.low, self.high, middle)
         return f"a legal value is {next(v for v in known if v is not None):g}"
 
 

@@ -45,7 +45,7 @@ from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 from dit_accel.metrics import psnr
 from dit_accel.planner.forecast import describe
-from dit_accel.profile import Profile, Rule
+from dit_accel.engine.profile import Profile, Rule
 
 PROMPTS = Path(__file__).parent / "prompts" / "demo.txt"
 DENSITIES = (0.3, 0.2, 0.5)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from dit_accel.breakeven import effort
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.geometry.tiling import clipped_split
+from dit_accel.kernels.geometry.windows import Window
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
@@ -128,7 +130,7 @@ def _windows(
 
 
 def _bisected(
-    made: Callable[[SlidingTile], Made], density: float, tile: object, frames: float, aspect: float
+    made: Callable[[SlidingTile], Made], density: float, tile: Any, frames: float, aspect: float
 ) -> dict[SlidingTile, Made]:
     """Patterns around a density: wider windows launch more."""
     tried: dict[SlidingTile, Made] = {}
@@ -136,7 +138,7 @@ def _bisected(
     while low <= high:
         middle = (low + high) // 2
         sides = [min(1.0, round(SIDES[middle] * by, 3)) for by in (aspect, 1 / aspect)]
-        pattern = SlidingTile(window={"fraction": [frames, *sides]}, tile=tile)
+        pattern = SlidingTile(Window("fraction", (frames, *sides)), tile)
         tried[pattern] = made(pattern)
         if tried[pattern].launched < density:
             low = middle + 1

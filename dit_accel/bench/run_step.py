@@ -16,10 +16,10 @@ from dit_accel.bench.machine import machine
 from dit_accel.bench.records import CsvLog, StepRow
 from dit_accel.bench.step import StepOptions, step_rows
 from dit_accel.bench.step_models import StepModel, pick_model
+from dit_accel.engine.profile import Profile, load_profile
 from dit_accel.errors import unknown
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.pipelines.registry import ADAPTERS
-from dit_accel.profile import Profile, load_profile
 
 
 class FailedStep(RuntimeError):

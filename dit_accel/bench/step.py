@@ -33,7 +33,7 @@ from dit_accel.errors import DitAccelError
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.registry import adapter_for
-from dit_accel.profile import Profile, Rule
+from dit_accel.engine.profile import Profile, Rule
 
 RUN_STEPS = 50
 """The timed forwards are consecutive steps from the middle of a run of that many, or more."""

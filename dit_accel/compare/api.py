@@ -14,8 +14,8 @@ from dit_accel.compare.results import Results
 from dit_accel.compare.runner import all_there, run_all
 from dit_accel.compare.store import open_store
 from dit_accel.compare.timing import device_of, dtype_of, transformers
+from dit_accel.engine.profile import Profile
 from dit_accel.pipelines.registry import adapter_for
-from dit_accel.profile import Profile
 
 
 def compare(

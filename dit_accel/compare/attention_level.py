@@ -12,6 +12,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -153,8 +154,10 @@ def _rows(capture: Capture, output: Tensor) -> Tensor:
 
 
 def _candidate(name: str, compute: Pattern) -> Candidate:
+    planned = lru_cache(maxsize=8)(plan_for)  # captured calls are mostly alike
+
     def plan(capture: Capture) -> BlockPlan:
-        return plan_for(capture.layout, compute, capture.query.device, capture.query.shape[2])
+        return planned(capture.layout, compute, capture.query.device, capture.query.shape[2])
 
     return Candidate(name, plan)
 

@@ -19,9 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_accel.engine.profile import (
+    Profile,
+    load_profile,
+    parse_profile,
+    profile_file,
+    with_overrides,
+)
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import PATTERNS
-from dit_accel.profile import Profile, load_profile, parse_profile, profile_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -96,7 +102,7 @@ def _from_text(text: str, family: str | None) -> Spec:
     if head in PATTERNS:
         return _one_rule(text, head, keys)
     base = _named(head, family)
-    changed = dataclasses.replace(base.profile.with_overrides(keys), name=text)
+    changed = dataclasses.replace(with_overrides(base.profile, keys), name=text)
     shown = ", ".join(f"{key} = {toml(value)}" for key, value in keys.items())
     return Spec(text, changed, f"{base.text}\n# with {shown}\n")
 

@@ -7,21 +7,26 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dit_accel.engine.call import Site
-from dit_accel.engine.profile import WARMUP_FREE_STEPS, Compute, Profile, Reuse, Rule
+from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute, Tail
 from dit_accel.errors import DitAccelError, nearest
-from dit_accel.kernels.patterns import Pattern
+from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.patterns.full import Full
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one call does: `compute` is None for dense."""
+    """What one call does: a compute (None for dense) times a tail, times a reuse.
 
-    compute: Pattern | None = None
+    tail: what stands for the keys that the compute does not visit.
+    """
+
+    compute: Compute | None = None
     reuse: Reuse | None = None
+    tail: Tail = Tail()
 
 
 class Policy:
@@ -52,9 +57,9 @@ class Policy:
             self._decisions[key] = _resolve(rules, site, branch_class(branch), step / steps)
         return self._decisions[key]
 
-    def computes(self) -> list[Pattern]:
+    def computes(self) -> list[Compute]:
         """Every compute that the profile can run, once each."""
-        found: dict[Pattern, None] = {}
+        found: dict[Compute, None] = {}
         for rules in (self.profile.rules, self._short.rules):
             starts = {0.0, *(rule.steps[0] for rule in rules)}
             for site, branch, start in itertools.product(
@@ -99,8 +104,9 @@ def _index(text: str, site: Site) -> int:
 
 
 def _resolve(rules: Sequence[Rule], site: Site, branch: str, progress: float) -> Decision:
-    compute: Pattern | None = None
+    compute: Compute | None = None
     reuse: Reuse | None = None
+    tail = Tail()
     for rule in rules:
         if (
             rule.attention != site.kind
@@ -116,17 +122,26 @@ def _resolve(rules: Sequence[Rule], site: Site, branch: str, progress: float) ->
             compute = _for_heads(compute, heads, own)
         if rule.reuse is not None:
             reuse = rule.reuse if rule.reuse.every > 1 else None
-    return Decision(compute, reuse)
+        if rule.tail is not None:
+            tail = rule.tail
+    return Decision(compute, reuse, tail)
 
 
-def _for_heads(before: Pattern | None, heads: str, compute: Compute) -> Pattern | None:
+def _for_heads(before: Compute | None, heads: str, compute: RuleCompute) -> Compute | None:
     """What a site runs when `heads` get `compute` and the others keep what was before."""
-    new = None if compute == "dense" else compute
+    new: Any = None if compute == "dense" else compute
     if heads == "all" or (before is None and new is None):
         return new
-    if isinstance(before, PerHead):
-        return before.over(heads, new or Full())
-    return PerHead(((heads, new or Full()),), before or Full())
+    first, rest = new or Full(), before or Full()
+    for each in (first, rest):
+        if each.online:
+            raise DitAccelError(
+                f"heads {heads!r}: {each.name!r} chooses for all heads of a site at once; give "
+                "single heads another compute over a pattern only."
+            )
+    if isinstance(rest, PerHead):
+        return rest.over(heads, first)
+    return PerHead(((heads, first),), rest)
 
 
 def _check_selection(rule: Rule, sites: Sequence[Site]) -> None:

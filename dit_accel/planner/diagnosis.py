@@ -15,7 +15,7 @@ from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
 from dit_accel.engine.call import Site
 from dit_accel.engine.policy import Policy
-from dit_accel.profile import Profile, load_profile
+from dit_accel.engine.profile import Profile, load_profile
 
 STEPS = 50
 WORTH = 0.03

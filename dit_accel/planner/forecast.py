@@ -327,20 +327,7 @@ def cut_text(tiling: Tiling) -> str:
 
 def describe(rule: Pattern) -> str:
     """A pattern's parameters, in the form of a profile."""
-    values = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)}
-    return ", ".join(f"{name} = {_value(v)}" for name, v in values.items() if v is not None)
-
-
-def _value(value: Any) -> str:
-    if hasattr(value, "as_dict"):
-        ((unit, numbers),) = value.as_dict().items()
-        shown = ", ".join(f"{number:g}" for number in numbers)
-        return f"{{{unit} = [{shown}]}}"
-    if isinstance(value, Pattern):
-        return f"{{compute = {value.name!r}, {describe(value)}}}"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return rule.describe()
 
 
 def rows(cast: Forecast) -> list[tuple[str, str]]:

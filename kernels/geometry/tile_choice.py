@@ -11,7 +11,7 @@ tilings are compared at equal windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -36,7 +36,7 @@ LayoutKind = Literal["boxes", "gather", "lengths"]
 or tiles at their own lengths."""
 
 # Relative speed of the portable kernel per launched pair, by block size.
-BLOCK_EFFICIENCY: Mapping[int, float] = {64: 0.75, 128: 1.0}
+SPEED = {64: 0.75, 128: 1.0}
 # CPU: gathering a key and value, once per group of queries, costs about as much as this many of
 # its scores (measured: two cores, float32, four heads of 64).
 GATHER_ROWS = 110
@@ -60,9 +60,6 @@ THRIFT = 1.2
 STRADDLING = 4
 # Query blocks whose lists are counted to estimate those of all.
 SAMPLE = 12
-
-Speed = tuple[tuple[int, float], ...]
-SPEED: Speed = tuple(BLOCK_EFFICIENCY.items())
 
 
 class Sight(Protocol):
@@ -120,21 +117,18 @@ def choose_tiling(
     *,
     kind: LayoutKind,
     others: int = 0,
-    speed: Speed = SPEED,
 ) -> Tiling:
     """The tiling of `grid` that makes `sight` cheapest.
 
     others: number of tokens outside the video, seen by and seeing everything.
-    speed: pairs (block size, relative speed), for whole blocks of slots.
 
     Slots beyond the tokens are held within WASTE where that is affordable. Where tiles waste more,
     blocks straddle them; boxes cannot, and waste more where those within cost 3 % more. Costs
     within 8 % count as equal: the most cubic tile wins then, then the larger one.
     """
-    rates = dict(speed)
 
     def slots(some: _Candidates) -> np.ndarray:
-        rate = np.vectorize(rates.get)(some.block)
+        rate = np.vectorize(SPEED.get)(some.block)
         cost = _slots(some.visits, some.tiles, some.block, others) / rate
         return cost / some.pairs if sight.per_tile else cost
 
@@ -152,14 +146,14 @@ def choose_tiling(
         boxes = _boxes(grid, BLOCK_SIZES[-1])  # what the kernel that reads boxes takes
         found = _candidates(grid, sight, boxes, [math.prod(box) for box in boxes], clipped_split)
         return fixed_tiling(grid, _cheap_boxes(found.only(found.reaches), grid, sight, boxed))
-    blocks = BLOCK_SIZES[-1:] if kind == "lengths" else tuple(rates)
+    blocks = BLOCK_SIZES[-1:] if kind == "lengths" else tuple(SPEED)
     counts = [(each, block) for block in blocks for each in _even_counts(grid, block)]
     made_from, sizes = [each for each, _ in counts], [block for _, block in counts]
     found = _candidates(grid, sight, made_from, sizes, even_split)
     if kind == "lengths":
         large = math.prod(grid) // found.tiles >= MIN_CPU_TILE
         return even_tiling(grid, _best(found.only(large), sight, gathered)[0])
-    return _thrifty(found, grid, sight, slots, others, rates)
+    return _thrifty(found, grid, sight, slots, others)
 
 
 def cheapest(
@@ -168,7 +162,6 @@ def cheapest(
     *,
     kind: LayoutKind,
     others: int = 0,
-    speed: Speed = SPEED,
 ) -> Tiling:
     """The cheapest of some tilings by the lists of a few of its blocks.
 
@@ -178,7 +171,7 @@ def cheapest(
     def cost(tiling: Tiling) -> float:
         total = 0.0
         for relation, weight in relations(tiling):
-            total += weight * sampled_cost(relation, tiling, kind, others, speed)
+            total += weight * sampled_cost(relation, tiling, kind, others)
         return total
 
     options = list(dict.fromkeys(tilings))
@@ -190,7 +183,6 @@ def sampled_cost(
     tiling: Tiling,
     kind: LayoutKind,
     others: int = 0,
-    speed: Speed = SPEED,
 ) -> float:
     """Estimated cost of a relation on a tiling, from SAMPLE query blocks."""
     where = geometry(tiling)
@@ -202,7 +194,7 @@ def sampled_cost(
         pairs = float(((lengths[some] + GATHER_ROWS) * keys).mean()) * where.blocks
         return pairs + others * (math.prod(tiling.grid) + others)
     visits = seen.sum() / len(some) * where.blocks
-    return _slots(visits, where.blocks, tiling.block, others) / dict(speed)[tiling.block]
+    return _slots(visits, where.blocks, tiling.block, others) / SPEED[tiling.block]
 
 
 def _thrifty(
@@ -211,7 +203,6 @@ def _thrifty(
     sight: Sight,
     cost: Cost,
     others: int,
-    rates: Mapping[int, float],
 ) -> Tiling:
     """The cheapest tiling that wastes little, or blocks that straddle the cheapest tiles."""
     able = candidates.only(candidates.reaches)
@@ -234,7 +225,6 @@ def _thrifty(
         lambda tiling: [(sight.relation(grid, tiling), 1.0)],
         kind="gather",
         others=others,
-        speed=tuple(rates.items()),
     )
 
 

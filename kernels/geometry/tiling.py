@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from dit_accel.errors import DitAccelError
+from dit_accel.errors import DitAccelError, shown
 
 BLOCK_SIZES = (64, 128)
 
@@ -157,7 +157,9 @@ def parse_tile(tile: object) -> str | Triple:
         return "auto"
     sizes = tuple(tile) if isinstance(tile, Sequence) and not isinstance(tile, str) else ()
     if len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes):
-        raise DitAccelError(f'tile: expected "auto" or [t, h, w] with sizes >= 1, got {tile!r}.')
+        raise DitAccelError(
+            f'tile: expected "auto" or [t, h, w] with sizes >= 1, got {shown(tile)}.'
+        )
     if math.prod(sizes) > BLOCK_SIZES[-1]:
         raise DitAccelError(
             f"tile: expected at most {BLOCK_SIZES[-1]} tokens, got {list(sizes)} = "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from dit_accel.errors import DitAccelError, unknown
+from dit_accel.errors import DitAccelError, shown, unknown
 
 WHOLE = -1
 """In tiles and tokens: the whole axis, whatever its length."""
@@ -39,7 +39,7 @@ class Window:
         if not isinstance(window, Mapping) or len(window) != 1:
             raise DitAccelError(
                 f"{name}: expected one of {{tiles = {form}}}, {{tokens = {form}}}, "
-                f"{{fraction = {form}}}, got {window!r}."
+                f"{{fraction = {form}}}, got {shown(window)}."
             )
         unit, values = next(iter(window.items()))
         if unit not in cls.UNITS:
@@ -48,7 +48,7 @@ class Window:
             values = [values]
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != axes:
             words = {3: "three values", 2: "two values", 1: "one value"}[axes]
-            raise DitAccelError(f"{name}.{unit}: expected {words} {form}, got {values!r}.")
+            raise DitAccelError(f"{name}.{unit}: expected {words} {form}, got {shown(values)}.")
         values = tuple(map(_plain, values))
         for value in values:
             _check_value(f"{name}.{unit}", unit, value, form)
@@ -113,13 +113,13 @@ def _check_value(name: str, unit: str, value: Any, form: str) -> None:
             above = number and value > 1
             tiles = f" (values are fractions here; tiles are whole numbers in {{tiles = {form}}})"
             raise DitAccelError(
-                f"{name}: expected 0 < value <= 1, got {value!r}; the nearest legal value "
+                f"{name}: expected 0 < value <= 1, got {shown(value)}; the nearest legal value "
                 f"is {1.0 if above else 0.1}{tiles if above and type(value) is int else ''}."
             )
     elif type(value) is not int or not (1 <= value <= LARGEST or value == WHOLE):
         near = min(max(1, value), LARGEST) if number and value == value else 1
         most = f" and at most {LARGEST}" if near == LARGEST else ""
         raise DitAccelError(
-            f"{name}: expected whole numbers >= 1{most}, or -1 for the whole axis, got {value!r}; "
-            f"the nearest legal value is {round(near)}."
+            f"{name}: expected whole numbers >= 1{most}, or -1 for the whole axis, got "
+            f"{shown(value)}; the nearest legal value is {round(near)}."
         )

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from dit_accel.kernels.blocks import BlockForm
+from dit_accel.kernels.geometry.windows import Window
 from dit_accel.kernels.hopper.launch import hopper_attention
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.portable.forward import triton_attention
@@ -35,7 +36,7 @@ def broken() -> str | None:
 def prove() -> str | None:
     """None if every case agrees, else which one does not (and a warning, once)."""
     layout = TokenLayout((3, 13, 20), after=70)
-    pattern = SlidingTile({"tiles": [1, 3, 3]}, [2, 8, 8])
+    pattern = SlidingTile(Window("tiles", (1, 3, 3)), (2, 8, 8))
     for dim, kind in itertools.product(DIMS, KINDS):
         plan = pattern.build(layout, "cuda", layout_kind=kind)
         generator = torch.Generator("cuda").manual_seed(dim)

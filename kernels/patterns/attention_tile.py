@@ -10,43 +10,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dit_accel.errors import unknown
+from dit_accel.errors import whole_number
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed, cheapest
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile, raster_runs
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, raster_runs
 from dit_accel.kernels.geometry.windows import Window
-from dit_accel.kernels.patterns.base import AxisRules, check_count, check_flag
+from dit_accel.kernels.patterns.base import AxisRules
 
 PLACES = ("uniform", "first")
 
 
+def _references(value: object, name: str) -> int | Window:
+    if isinstance(value, (Mapping, Window)):
+        return Window.parse(value, name, 1)
+    return whole_number(name, value, 1)
+
+
 @dataclass(frozen=True)
 class AttentionTile(AxisRules):
-    """Keeps the query's own frame and all pairs with a reference frame.
-
-    references: number of reference frames (latent ones), or {"fraction": f} of all frames.
-    place: "uniform" spreads them evenly, "first" takes the first ones.
-    tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens in blocks on a frame border.
-    """
+    """Keeps the query's own frame and all pairs with a reference frame."""
 
     name: ClassVar[str] = "attention_tile"
 
-    references: Any = 2
-    place: str = "uniform"
-    tile: Any = "auto"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.references, (Mapping, Window)):
-            object.__setattr__(self, "references", Window.parse(self.references, "references", 1))
-        else:
-            check_count("references", self.references, 1)
-        if self.place not in PLACES:
-            raise unknown("place of attention_tile", str(self.place), PLACES)
-        object.__setattr__(self, "tile", parse_tile(self.tile))
-        check_flag("exact", self.exact)
+    references: int | Window = param(
+        2,
+        low=1,
+        unit="frames",
+        help="Number of reference frames (latent ones), or a fraction of all of them.",
+        form="n | {tiles | tokens | fraction = n}",
+        parse=_references,
+    )
+    place: str = param(
+        "uniform",
+        choices=PLACES,
+        help='Which frames are references: "uniform" spreads them evenly, "first" takes the first '
+        "ones.",
+    )
+    tile: Triple | str = tile_param()
+    exact: bool = param(False, help="Whether tokens are masked in blocks on the border of a frame.")
 
     def token_rule(self, grid: Triple, tiling: Tiling) -> Rule:
         """See Rules."""
@@ -57,15 +61,14 @@ class AttentionTile(AxisRules):
             count = min(frames, self.references)
         return "frames", (count, frames, 0) if self.place == "uniform" else (1, frames, count)
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern: tiles that respect frames, or runs that need no gathering."""
-        tiles = super().choose(grid, kind, others, speed)
-        if self.tile != "auto":
+        tiles = super().choose(grid, kind, others)
+        if not isinstance(self.tile, str):
             return tiles
         return cheapest(
             [raster_runs(grid), tiles],
             lambda tiling: [(self.relation(grid, tiling), 1.0)],
             kind=kind,
             others=others,
-            speed=speed,
         )

@@ -13,72 +13,71 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import (
     BLOCK_SIZES,
     Tiling,
     Triple,
     column_runs,
-    parse_tile,
     raster_runs,
 )
 from dit_accel.kernels.geometry.visibility import Band, Relation
 from dit_accel.kernels.geometry.windows import WHOLE, Window
-from dit_accel.kernels.patterns.base import Rules, check_flag, parts_see
+from dit_accel.kernels.patterns.base import EXACT_HELP, Rules, parts_see, window_param
 
 BLOCK = BLOCK_SIZES[-1]
 DENSITY = 0.3
+RUNS_HELP = (
+    'Blocks of the video: "auto" cuts it in runs of 128 tokens in the band\'s order where the '
+    "backend can read them, [t, h, w] in tiles of at most 128 tokens."
+)
 
 
 @dataclass(frozen=True)
 class _Bands(Rules):
-    """Parameters of both bands.
-
-    density: share of the video's pairs that the bare band keeps, in (0, 1); 0.3 unless `reach` is
-        given.
-    reach: instead of it, the band's width to either side: {"tokens": n}, {"fraction": f} of the
-        video's tokens, or {"tiles": n} blocks of 128.
-    sink: all queries see the first keys, as many as a frame has.
-    tile: "auto" cuts the video in runs of 128 tokens in the band's order where the backend can read
-        them; [t, h, w] as for sliding_tile. exact: mask tokens in partial blocks.
-    """
+    """Parameters of both bands."""
 
     order: ClassVar[Triple]
 
-    density: Any = None
-    reach: Any = None
-    sink: bool = True
-    tile: Any = "auto"
-    exact: bool = False
+    density: float | None = param(
+        None,
+        kind=float,
+        above=0,
+        below=1,
+        help="Share of the video's pairs that the bare band keeps; without it and reach, "
+        f"{DENSITY}.",
+    )
+    reach: Window | None = window_param(
+        None,
+        "Instead of density, the band's width to either side; a fraction is of the video's tokens, "
+        "tiles are blocks of 128.",
+        axes=1,
+    )
+    sink: bool = param(
+        True, help="Whether all queries see the first keys of the band's order, a frame's worth."
+    )
+    tile: Triple | str = tile_param(RUNS_HELP)
+    exact: bool = param(False, help=EXACT_HELP)
 
     def __post_init__(self) -> None:
-        if self.reach is not None:
-            if self.density is not None:
-                raise DitAccelError("reach, density: expected one of them, got both.")
-            object.__setattr__(self, "reach", Window.parse(self.reach, "reach", 1))
-        elif self.density is None:
+        super().__post_init__()
+        if self.reach is not None and self.density is not None:
+            raise DitAccelError("reach, density: expected one of them, got both.")
+        if self.reach is None and self.density is None:
             object.__setattr__(self, "density", DENSITY)
-        if self.density is not None:
-            number = isinstance(self.density, (int, float)) and not isinstance(self.density, bool)
-            if not number or not 0 < self.density < 1:
-                raise DitAccelError(
-                    f"density: expected a number between 0 and 1, got {self.density!r}; "
-                    f"a legal value is {DENSITY}."
-                )
-        object.__setattr__(self, "tile", parse_tile(self.tile))
-        check_flag("sink", self.sink)
-        check_flag("exact", self.exact)
 
     def band(self, grid: Triple) -> Band:
         """The band over a grid: its order, its width in tokens and its sink."""
         tokens = math.prod(grid)
         if self.reach is None:
+            assert self.density is not None
             width = tokens * (1 - math.sqrt(1 - self.density))
             width = math.ceil(width / BLOCK - 1e-9) * BLOCK
         elif self.reach.values[0] == WHOLE:
@@ -114,11 +113,11 @@ class SpatialBand(_Bands):
     name: ClassVar[str] = "spatial_band"
     order: ClassVar[Triple] = (0, 1, 2)
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern."""
         if self.tile == "auto":
             return raster_runs(grid)
-        return super().choose(grid, kind, others, speed)
+        return super().choose(grid, kind, others)
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ class TemporalBand(_Bands):
     name: ClassVar[str] = "temporal_band"
     order: ClassVar[Triple] = (1, 2, 0)
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern."""
         if self.tile == "auto" and kind != "boxes":
             return column_runs(grid)
-        return super().choose(grid, kind, others, speed)
+        return super().choose(grid, kind, others)

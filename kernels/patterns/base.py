@@ -8,30 +8,29 @@ blocks, no mask, and keeps more pairs.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from dit_accel.errors import DitAccelError
+from dit_accel.kernels.compute import Compute, param
 from dit_accel.kernels.geometry.blocks import Member, Rule, Union, build_plan
-from dit_accel.kernels.geometry.tile_choice import (
-    BLOCK_EFFICIENCY,
-    LayoutKind,
-    Speed,
-    choose_tiling,
-)
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, choose_tiling
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling
 from dit_accel.kernels.geometry.visibility import Relation, Separable, axis_parts, range_codes
+from dit_accel.kernels.geometry.windows import AXES, Window
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.token_rules import TOKEN_RULES
 from dit_accel.layout import TokenLayout
 
-Efficiency = Mapping[int, float] | None
+EXACT_HELP = (
+    "Whether partial blocks are masked token by token, so that exactly the pattern's pairs count; "
+    "else they are kept whole."
+)
 
 
 def kind_for(device: torch.device | str) -> LayoutKind:
@@ -39,37 +38,44 @@ def kind_for(device: torch.device | str) -> LayoutKind:
     return "lengths" if torch.device(device).type == "cpu" else "gather"
 
 
+def window_param(default: dict[str, Any] | None, help: str, axes: int = 3) -> Any:
+    """A parameter that is a `Window` over so many axes."""
+    return param(
+        default, unit="tiles, tokens or fraction of the axis", help=help,
+        form=f"{{tiles | tokens | fraction = {AXES[axes]}}}",
+        parse=partial(Window.parse, axes=axes),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Pattern(ABC):
-    """Parameters are the dataclass fields (and the keys of a profile's rule); hashable."""
+class Pattern(Compute):
+    """A static rule: its plan depends on the layout alone."""
 
-    name: ClassVar[str]
-    by_head: ClassVar[bool] = False
-
-    def tiling(
-        self, layout: TokenLayout, kind: LayoutKind, efficiency: Efficiency = None
-    ) -> Tiling:
-        """How the grid is cut for this pattern and kind of backend; chosen once and kept."""
-        speed = tuple((efficiency or BLOCK_EFFICIENCY).items())
-        return _tiling(self, layout.grid, kind, layout.before + layout.after, speed)
+    def tiling(self, layout: TokenLayout, kind: LayoutKind) -> Tiling:
+        """How the grid is cut for this pattern and kind of backend."""
+        return self.choose(layout.grid, kind, layout.before + layout.after)
 
     @abstractmethod
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """How a grid is cut, with so many `others` (tokens that are not video)."""
 
     @abstractmethod
-    def members(
-        self,
-        layout: TokenLayout,
-        kind: LayoutKind,
-        efficiency: Efficiency = None,
-        shared: Tiling | None = None,
-    ) -> Union:
+    def members(self, layout: TokenLayout, kind: LayoutKind, shared: Tiling | None = None) -> Union:
         """The rules that this pattern unites, each over tiles of its own.
 
         shared: the blocks, where they serve several patterns; a pattern that may choose its tiles
             takes these if they are tiles.
         """
+
+    def for_heads(
+        self, layout: TokenLayout, kind: LayoutKind, heads: int | None
+    ) -> tuple[Tiling, list[Union], Sequence[int] | None]:
+        """The blocks, the unions in use, and which of them each of `heads` query heads follows.
+
+        None instead of the last where all heads follow the only one.
+        """
+        tiling = self.tiling(layout, kind)
+        return tiling, [self.members(layout, kind, tiling)], None
 
     def build(
         self,
@@ -77,30 +83,22 @@ class Pattern(ABC):
         device: torch.device | str,
         heads: int | None = None,
         *,
-        block_efficiency: Efficiency = None,
         layout_kind: LayoutKind | None = None,
     ) -> BlockPlan:
         """The plan of this pattern for one layout, with its tensors on `device`.
 
         heads: number of query heads, for patterns that differ per head.
-        block_efficiency: relative kernel speed by block size (64, 128), for GPU planning.
         layout_kind: what the backend reads; None is `kind_for(device)`.
         """
-        how = layout, layout_kind or kind_for(device), block_efficiency
-        tiling = self.tiling(*how)
-        return build_plan(layout, tiling, [self.members(*how, tiling)], device)
-
-
-@lru_cache(maxsize=512)
-def _tiling(pattern: Pattern, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
-    return pattern.choose(grid, kind, others, speed)
+        tiling, unions, follows = self.for_heads(layout, layout_kind or kind_for(device), heads)
+        return build_plan(layout, tiling, unions, device, follows)
 
 
 class Rules(Pattern):
     """A pattern of one rule, over tiles of its own."""
 
+    tile: Triple | str
     exact: bool
-    tile: Any
 
     @property
     def per_tile(self) -> bool:
@@ -123,24 +121,18 @@ class Rules(Pattern):
         """Whether an axis in these sizes does the window justice."""
         return True
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern."""
-        if self.tile != "auto":
+        if not isinstance(self.tile, str):
             return fixed_tiling(grid, self.tile)
-        return choose_tiling(grid, self, kind=kind, others=others, speed=speed)
+        return choose_tiling(grid, self, kind=kind, others=others)
 
-    def members(
-        self,
-        layout: TokenLayout,
-        kind: LayoutKind,
-        efficiency: Efficiency = None,
-        shared: Tiling | None = None,
-    ) -> Union:
+    def members(self, layout: TokenLayout, kind: LayoutKind, shared: Tiling | None = None) -> Union:
         """See Pattern."""
         if shared is not None and not shared.straddles and self.tile == "auto":
             own = shared
         else:
-            own = self.tiling(layout, kind, efficiency)
+            own = self.tiling(layout, kind)
         rule = self.token_rule(layout.grid, own) if self.exact else None
         return (Member(self.relation(layout.grid, own), rule),)
 
@@ -174,23 +166,6 @@ def parts_see(allowed: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
     """bool [n, n]: which parts of an axis see which, from its positions."""
     parts = axis_parts(sizes)
     return range_codes(allowed, parts, parts) > 0
-
-
-def check_flag(name: str, value: object) -> None:
-    """DitAccelError unless `value` is true or false."""
-    if not isinstance(value, bool):
-        raise DitAccelError(f"{name}: expected true or false, got {value!r}.")
-
-
-def check_count(name: str, value: object, least: int = 0) -> None:
-    """DitAccelError unless `value` is a whole number of at least `least`."""
-    if type(value) is not int or value < least:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        legal = max(least, round(value)) if number and abs(value) < 1e9 else least  # type: ignore[arg-type, call-overload]
-        raise DitAccelError(
-            f"{name}: expected a whole number >= {least}, got {value!r}; "
-            f"the nearest legal value is {legal}."
-        )
 
 
 def cut_one(grid: Triple, axis: int, sizes: tuple[int, ...]) -> Tiling:

@@ -4,62 +4,61 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-
-from dit_accel.errors import DitAccelError
-from dit_accel.kernels.geometry.blocks import Member, build_plan
-from dit_accel.kernels.geometry.tile_choice import BLOCK_EFFICIENCY, LayoutKind, Speed, cheapest
+from dit_accel.errors import DitAccelError, shown
+from dit_accel.kernels.compute import param
+from dit_accel.kernels.geometry.blocks import Member
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
-from dit_accel.kernels.patterns.base import Efficiency, Pattern, kind_for
+from dit_accel.kernels.patterns.base import Pattern
 from dit_accel.kernels.patterns.full import Full
-from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 
 # What patterns of different tastes may agree on.
 USUAL_TILES: tuple[Triple, ...] = ((1, 8, 16), (2, 8, 8), (4, 4, 8))
 
 
+def _parts(value: Any, name: str) -> tuple[Pattern, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise DitAccelError(
+            f'{name}: expected a list of patterns such as [{{compute = "radial", decay = 0.2}}], '
+            f"got {shown(value)}."
+        )
+    parts = tuple(parse_pattern(part, f"{name}[{i}]") for i, part in enumerate(value))
+    if any(part.by_head for part in parts):
+        raise DitAccelError(f"{name}: expected patterns that are the same for all heads.")
+    return parts
+
+
 @dataclass(frozen=True)
 class Union(Pattern):
     """Keeps the pairs that any of several patterns keeps.
 
-    union: the patterns, tables such as {compute = "radial", decay = 0.2}, or names ("full"). Each
-        rules over tiles of its own; blocks are those of the pattern that makes the whole cheapest.
+    Each rules over tiles of its own; blocks are those of the pattern that makes the whole cheapest.
     """
 
     name: ClassVar[str] = "union"
 
-    union: Any = field(default_factory=lambda: [{"compute": "sliding_tile"}])
+    union: tuple[Pattern, ...] = param(
+        [{"compute": "sliding_tile"}],
+        help='The patterns: tables such as {compute = "radial", decay = 0.2}, or names such as '
+        '"full".',
+        form="[{compute = name, ...} | name, ...]",
+        parse=_parts,
+    )
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.union, Sequence) or isinstance(self.union, str) or not self.union:
-            raise DitAccelError(
-                'union: expected a list of patterns such as [{compute = "radial", decay = 0.2}], '
-                f"got {self.union!r}."
-            )
-        parts = tuple(parse_pattern(part, f"union[{i}]") for i, part in enumerate(self.union))
-        if any(part.by_head for part in parts):
-            raise DitAccelError("union: expected patterns that are the same for all heads.")
-        object.__setattr__(self, "union", parts)
-
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern."""
-        return _shared_tiling([(part, 1) for part in self.union], grid, kind, others, speed)
+        return _shared_tiling([(part, 1) for part in self.union], grid, kind, others)
 
     def members(
-        self,
-        layout: TokenLayout,
-        kind: LayoutKind,
-        efficiency: Efficiency = None,
-        shared: Tiling | None = None,
+        self, layout: TokenLayout, kind: LayoutKind, shared: Tiling | None = None
     ) -> tuple[Member, ...]:
         """See Pattern."""
-        how = layout, kind, efficiency
-        blocks = shared or self.tiling(*how)
-        return tuple(member for part in self.union for member in part.members(*how, blocks))
+        blocks = shared or self.tiling(layout, kind)
+        return tuple(member for part in self.union for member in part.members(layout, kind, blocks))
 
 
 @dataclass(frozen=True)
@@ -90,41 +89,27 @@ class PerHead(Pattern):
         used = list(dict.fromkeys(own))
         return used, [used.index(pattern) for pattern in own]
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
-        """See Pattern. Weighs the patterns alike; `build` knows how many heads each has."""
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
+        """See Pattern. Weighs the patterns alike; `for_heads` knows how many heads each has."""
         parts = [self.rest, *(pattern for _, pattern in self.groups)]
-        return _shared_tiling([(part, 1) for part in parts], grid, kind, others, speed)
+        return _shared_tiling([(part, 1) for part in parts], grid, kind, others)
 
     def members(
-        self,
-        layout: TokenLayout,
-        kind: LayoutKind,
-        efficiency: Efficiency = None,
-        shared: Tiling | None = None,
+        self, layout: TokenLayout, kind: LayoutKind, shared: Tiling | None = None
     ) -> tuple[Member, ...]:
         """Not one union for all heads: DitAccelError."""
         raise DitAccelError("heads: patterns that differ per head cannot be part of another one.")
 
-    def build(
-        self,
-        layout: TokenLayout,
-        device: torch.device | str,
-        heads: int | None = None,
-        *,
-        block_efficiency: Efficiency = None,
-        layout_kind: LayoutKind | None = None,
-    ) -> BlockPlan:
+    def for_heads(
+        self, layout: TokenLayout, kind: LayoutKind, heads: int | None
+    ) -> tuple[Tiling, list[tuple[Member, ...]], Sequence[int]]:
         """See Pattern. Raises DitAccelError without `heads`, or for heads that do not exist."""
         if heads is None:
             raise DitAccelError("heads: expected the number of query heads for a plan per head.")
         used, follows = self.assigned(heads)
-        how = layout, layout_kind or kind_for(device), block_efficiency
-        speed = tuple((block_efficiency or BLOCK_EFFICIENCY).items())
         parts = [(pattern, follows.count(i)) for i, pattern in enumerate(used)]
-        others = layout.before + layout.after
-        tiling = _shared_tiling(parts, layout.grid, how[1], others, speed)
-        unions = [part.members(*how, tiling) for part in used]
-        return build_plan(layout, tiling, unions, device, follows)
+        tiling = _shared_tiling(parts, layout.grid, kind, layout.before + layout.after)
+        return tiling, [part.members(layout, kind, tiling) for part in used], follows
 
 
 def parse_pattern(value: object, where: str) -> Pattern:
@@ -141,7 +126,7 @@ def parse_pattern(value: object, where: str) -> Pattern:
     if not isinstance(value, Mapping) or not isinstance(value.get("compute"), str):
         raise DitAccelError(
             f'{where}: expected a table such as {{compute = "sliding_tile"}} or a name such as '
-            f'"full", got {value!r}.'
+            f'"full", got {shown(value)}.'
         )
     params = {str(key): part for key, part in value.items() if key != "compute"}
     try:
@@ -158,7 +143,7 @@ def check_heads(text: object) -> str:
             continue
         raise DitAccelError(
             "heads: expected 'all', numbers and ranges such as '0-7,-1', or fractions such as "
-            f"'0.0-0.5', got {text!r}."
+            f"'0.0-0.5', got {shown(text)}."
         )
     return str(text)
 
@@ -190,11 +175,10 @@ def _shared_tiling(
     grid: Triple,
     kind: LayoutKind,
     others: int,
-    speed: Speed,
 ) -> Tiling:
     """The tiling that suits all patterns best, of their own ones and some usual tiles."""
     layout = TokenLayout(grid, others)
-    tilings = [part.tiling(layout, kind, dict(speed)) for part, _ in parts]
+    tilings = [part.tiling(layout, kind) for part, _ in parts]
     own = list(dict.fromkeys(replace(tiling, dilation=(1, 1, 1)) for tiling in tilings))
     if len(own) > 1:
         own += [_usual(grid, tile, kind) for tile in USUAL_TILES]
@@ -203,11 +187,10 @@ def _shared_tiling(
         lambda tiling: [
             (member.relation, weight)
             for part, weight in parts
-            for member in part.members(layout, kind, dict(speed), tiling)
+            for member in part.members(layout, kind, tiling)
         ],
         kind=kind,
         others=others,
-        speed=speed,
     )
 
 

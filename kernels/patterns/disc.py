@@ -8,41 +8,39 @@ Source: CLEAR (arXiv 2412.16112), for images; the window over frames is ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.tiling import Tiling, Triple
 from dit_accel.kernels.geometry.visibility import Disc as DiscRelation
 from dit_accel.kernels.geometry.visibility import Relation
 from dit_accel.kernels.geometry.windows import WHOLE, Window
-from dit_accel.kernels.patterns.base import Rules, check_flag, parts_see
+from dit_accel.kernels.patterns.base import EXACT_HELP, Rules, parts_see, window_param
 
 
 @dataclass(frozen=True)
 class Disc(Rules):
-    """Keeps a disc around each query.
-
-    radius: {"tokens": r}, {"fraction": f} of the longer of height and width, or {"tiles": n} of the
-        longer edge of a tile.
-    frame_window: over frames, {"tokens" | "fraction" | "tiles": n}; -1 or a fraction of 1 is all.
-    tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens in partial blocks.
-    """
+    """Keeps a disc around each query."""
 
     name: ClassVar[str] = "disc"
 
-    radius: Any = field(default_factory=lambda: {"tokens": 16})
-    frame_window: Any = field(default_factory=lambda: {"tokens": WHOLE})
-    tile: Any = "auto"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", Window.parse(self.radius, "radius", 1))
-        object.__setattr__(self, "frame_window", Window.parse(self.frame_window, "frame_window", 1))
-        object.__setattr__(self, "tile", parse_tile(self.tile))
-        check_flag("exact", self.exact)
+    radius: Window = window_param(
+        {"tokens": 16},
+        "Radius of the disc; a fraction is of the longer of height and width, tiles are of the "
+        "longer edge of a tile.",
+        axes=1,
+    )
+    frame_window: Window = window_param(
+        {"tokens": WHOLE},
+        "Width of the window over frames; -1 or a fraction of 1 is all of them.",
+        axes=1,
+    )
+    tile: Triple | str = tile_param()
+    exact: bool = param(False, help=EXACT_HELP)
 
     @property
     def per_tile(self) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_accel.kernels.geometry.blocks import Member, Union
-from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, raster_runs
 from dit_accel.kernels.geometry.visibility import Whole
-from dit_accel.kernels.patterns.base import Efficiency, Pattern
+from dit_accel.kernels.patterns.base import Pattern
 from dit_accel.layout import TokenLayout
 
 
@@ -19,16 +19,10 @@ class Full(Pattern):
 
     name: ClassVar[str] = "full"
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern."""
         return raster_runs(grid)
 
-    def members(
-        self,
-        layout: TokenLayout,
-        kind: LayoutKind,
-        efficiency: Efficiency = None,
-        shared: Tiling | None = None,
-    ) -> Union:
+    def members(self, layout: TokenLayout, kind: LayoutKind, shared: Tiling | None = None) -> Union:
         """See Pattern."""
         return (Member(Whole()),)

@@ -9,34 +9,30 @@ the caller's affair.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.tiling import Tiling, Triple
 from dit_accel.kernels.geometry.windows import Window
-from dit_accel.kernels.patterns.base import AxisRules, check_flag
+from dit_accel.kernels.patterns.base import EXACT_HELP, AxisRules, window_param
 
 
 @dataclass(frozen=True)
 class InwardWindow(AxisRules):
-    """Keeps a spatial window as large as the picture that the model was trained on.
-
-    base: {"tokens" | "tiles" | "fraction": [h, w]}, that picture; 480 x 832 pixels are 30 x 52
-        tokens in most models.
-    tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens in partial blocks.
-    """
+    """Keeps a spatial window as large as the picture that the model was trained on."""
 
     name: ClassVar[str] = "inward_window"
 
-    base: Any = field(default_factory=lambda: {"tokens": [30, 52]})
-    tile: Any = "auto"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "base", Window.parse(self.base, "base", 2))
-        object.__setattr__(self, "tile", parse_tile(self.tile))
-        check_flag("exact", self.exact)
+    base: Window = window_param(
+        {"tokens": [30, 52]},
+        "Height and width of the picture that the model was trained on; 480 x 832 pixels are "
+        "30 x 52 tokens in most models.",
+        axes=2,
+    )
+    tile: Triple | str = tile_param()
+    exact: bool = param(False, help=EXACT_HELP)
 
     @property
     def per_tile(self) -> bool:

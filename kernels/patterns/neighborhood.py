@@ -16,58 +16,92 @@ Sources: Neighborhood Attention (arXiv 2204.07143), dilated (2209.15001), genera
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dit_accel.errors import DitAccelError
+from dit_accel.errors import DitAccelError, shown
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed, choose_tiling
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, grouped, parse_tile
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, choose_tiling
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, grouped
 from dit_accel.kernels.geometry.visibility import Relation, Separable
 from dit_accel.kernels.geometry.windows import WHOLE, Window
-from dit_accel.kernels.patterns.base import AxisRules, check_flag, cut_one, parts_see
+from dit_accel.kernels.patterns.base import EXACT_HELP, AxisRules, cut_one, parts_see, window_param
 
 AXES = "thw"
+
+
+def _stride(value: Any, name: str) -> Window:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = {"tokens": list(value)}
+    return Window.parse(value, name)
+
+
+def _dilation(value: Any, name: str) -> Triple:
+    steps = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if len(steps) != 3 or any(type(step) is not int or step < 1 for step in steps):
+        raise DitAccelError(
+            f"{name}: expected [t, h, w] of whole numbers >= 1, got {shown(value)}; no dilation is "
+            "[1, 1, 1]."
+        )
+    return steps[0], steps[1], steps[2]
+
+
+def _causal(value: Any, name: str) -> tuple[bool, bool, bool]:
+    flags = (value,) * 3 if isinstance(value, bool) else value
+    flags = tuple(flags) if isinstance(flags, Sequence) and not isinstance(flags, str) else ()
+    if len(flags) != 3 or any(type(flag) is not bool for flag in flags):
+        raise DitAccelError(f"{name}: expected [t, h, w] of true or false, got {shown(value)}.")
+    return flags[0], flags[1], flags[2]
 
 
 @dataclass(frozen=True)
 class Neighborhood(AxisRules):
     """Keeps a window of tokens around each query.
 
-    window: {"tiles" | "tokens" | "fraction": [t, h, w]}; wider than the axis means all of it.
-    stride: likewise, or [t, h, w] in tokens; queries of one stride group share a window.
-    dilation: [t, h, w]; the window's tokens are so far apart.
-    causal: [t, h, w], axes along which a query sees nothing after itself.
-    tile: "auto" or [t, h, w], as for sliding_tile. Chosen tiles hold tokens of one dilation group
-        where the backend gathers tokens.
-    exact: mask tokens in partial blocks. None means false, but true where an axis is causal: whole
-        blocks would show tokens that come after the query.
+    Chosen tiles hold tokens of one dilation group where the backend gathers tokens.
     """
 
     name: ClassVar[str] = "neighborhood"
 
-    window: Any = field(default_factory=lambda: {"fraction": [0.5, 0.5, 0.5]})
-    stride: Any = (1, 1, 1)
-    dilation: Any = (1, 1, 1)
-    causal: Any = (False, False, False)
-    tile: Any = "auto"
-    exact: Any = None
+    window: Window = window_param(
+        {"fraction": [0.5, 0.5, 0.5]},
+        "Width of the window along each axis; wider than the axis means all of it.",
+    )
+    stride: Window = param(
+        [1, 1, 1],
+        unit="tokens, or a table as for window",
+        help="Queries of a group of so many along each axis share a window.",
+        form="[t, h, w] | {tiles | tokens | fraction = [t, h, w]}",
+        parse=_stride,
+    )
+    dilation: Triple = param(
+        [1, 1, 1],
+        unit="tokens",
+        help="How far apart the window's tokens are along each axis.",
+        form="[t, h, w]",
+        parse=_dilation,
+    )
+    causal: tuple[bool, bool, bool] = param(
+        [False, False, False],
+        help="Axes along which a query sees nothing after itself.",
+        form="true | false | [t, h, w]",
+        parse=_causal,
+    )
+    tile: Triple | str = tile_param()
+    exact: bool = param(
+        None,
+        kind=bool,
+        help=f"{EXACT_HELP} Not given, it is true where an axis is causal: whole blocks would show "
+        "tokens that come after the query.",
+    )
 
     def __post_init__(self) -> None:
-        own = object.__setattr__
-        own(self, "window", Window.parse(self.window))
-        stride = self.stride
-        if isinstance(stride, Sequence) and not isinstance(stride, str):
-            stride = {"tokens": list(stride)}
-        own(self, "stride", Window.parse(stride, "stride"))
-        own(self, "dilation", _dilation(self.dilation))
-        own(self, "causal", _causal(self.causal))
-        own(self, "tile", parse_tile(self.tile))
+        super().__post_init__()
         if self.exact is None:
-            own(self, "exact", any(self.causal))
-        check_flag("exact", self.exact)
+            object.__setattr__(self, "exact", any(self.causal))
         if self.window.unit == self.stride.unit:
             self._check_strides()
 
@@ -94,12 +128,12 @@ class Neighborhood(AxisRules):
             params += [length, window, stride, dilation, int(self.causal[axis])]
         return "neighborhood", tuple(params)
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern: tiles of one dilation group where the backend can gather them."""
         if max(self.dilation) == 1 or kind == "boxes" or self.tile != "auto":
-            return super().choose(grid, kind, others, speed)
+            return super().choose(grid, kind, others)
         self.token_rule(grid, Tiling(((grid[0],), (grid[1],), (grid[2],)), 128))
-        found = choose_tiling(grid, _Grouped(self), kind=kind, others=others, speed=speed)
+        found = choose_tiling(grid, _Grouped(self), kind=kind, others=others)
         return replace(found, dilation=self.dilation)
 
     def _check_strides(self) -> None:
@@ -139,21 +173,3 @@ class _Grouped:
     def _axis(self, grid: Triple, tiling: Tiling, axis: int) -> np.ndarray:
         place = grouped(grid[axis], self.rule.dilation[axis])
         return self.rule.axis(grid, tiling, axis)[place][:, place]
-
-
-def _dilation(value: Any) -> tuple[int, ...]:
-    steps = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if len(steps) != 3 or any(type(step) is not int or step < 1 for step in steps):
-        raise DitAccelError(
-            f"dilation: expected [t, h, w] of whole numbers >= 1, got {value!r}; no dilation is "
-            "[1, 1, 1]."
-        )
-    return steps
-
-
-def _causal(value: Any) -> tuple[bool, ...]:
-    flags = (value,) * 3 if isinstance(value, bool) else value
-    flags = tuple(flags) if isinstance(flags, Sequence) and not isinstance(flags, str) else ()
-    if len(flags) != 3 or any(type(flag) is not bool for flag in flags):
-        raise DitAccelError(f"causal: expected [t, h, w] of true or false, got {value!r}.")
-    return flags

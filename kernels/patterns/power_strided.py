@@ -9,41 +9,35 @@ tiles of a video, both ways.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.tiling import Tiling, Triple
 from dit_accel.kernels.geometry.visibility import AnyOf, Relation, Separable
 from dit_accel.kernels.geometry.windows import Window
-from dit_accel.kernels.patterns.base import Rules, axis_relation, check_count, check_flag
+from dit_accel.kernels.patterns.base import Rules, axis_relation, window_param
 from dit_accel.kernels.patterns.sliding_tile import part_sizes
 
 
 @dataclass(frozen=True)
 class PowerStrided(Rules):
-    """Keeps local tiles, and tiles a power of two away along one axis.
-
-    window: {"tiles" | "tokens" | "fraction": [t, h, w]}, the width of what is local; -1 or a
-        fraction of 1 is the whole axis.
-    sink: number of tiles along t, from the first, that all queries see.
-    tile: "auto" or [t, h, w], as for sliding_tile. exact: mask tokens where blocks straddle tiles.
-    """
+    """Keeps local tiles, and tiles a power of two away along one axis."""
 
     name: ClassVar[str] = "power_strided"
 
-    window: Any = field(default_factory=lambda: {"tiles": [3, 3, 3]})
-    sink: int = 0
-    tile: Any = "auto"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "window", Window.parse(self.window))
-        object.__setattr__(self, "tile", parse_tile(self.tile))
-        check_count("sink", self.sink)
-        check_flag("exact", self.exact)
+    window: Window = window_param(
+        {"tiles": [3, 3, 3]},
+        "Width of what is local along each axis; -1 or a fraction of 1 is the whole axis.",
+    )
+    sink: int = param(
+        0, low=0, unit="tiles", help="How many of the first tiles along t all queries see."
+    )
+    tile: Triple | str = tile_param()
+    exact: bool = param(False, help="Whether tokens are masked where blocks straddle tiles.")
 
     @property
     def per_tile(self) -> bool:

@@ -12,50 +12,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from dit_accel.errors import DitAccelError
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tile_choice import LayoutKind, Speed
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling, parse_tile, raster_runs
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
+from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling, raster_runs
 from dit_accel.kernels.geometry.visibility import FrameBands, Relation
-from dit_accel.kernels.patterns.base import Rules, check_flag
+from dit_accel.kernels.patterns.base import EXACT_HELP, Rules
 
 WIDTH = 128
 LEVELS = range(2, 14)
 # Of the token rule: width * PACK + split - 1 must fit an int32.
 PACK = 4096
+RUNS_HELP = (
+    'Blocks of the video: "auto" cuts it in runs of 128 consecutive tokens, [t, h, w] in tiles of '
+    "at most 128 tokens."
+)
 
 
 @dataclass(frozen=True)
 class Radial(Rules):
-    """Keeps bands that narrow with the distance of frames.
-
-    decay: width of the bands over their base; the paper takes 0.2 (Wan 2.1) to 0.95 (Hunyuan).
-    sink: all queries see the whole first frame, as the paper has it for Wan.
-    tile: "auto" cuts the video in runs of 128 consecutive tokens; [t, h, w] as for sliding_tile.
-    exact: mask tokens in partial blocks.
-    """
+    """Keeps bands that narrow with the distance of frames."""
 
     name: ClassVar[str] = "radial"
 
-    decay: float = 0.5
-    sink: bool = True
-    tile: Any = "auto"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)
-        if not number or not 0 < self.decay <= 16:
-            near = "at most 16" if number and self.decay > 16 else "usual are 0.2 to 0.95"
-            raise DitAccelError(
-                f"decay: expected a number above 0 and up to 16, got {self.decay!r}; {near}."
-            )
-        check_flag("sink", self.sink)
-        check_flag("exact", self.exact)
-        object.__setattr__(self, "tile", parse_tile(self.tile))
+    decay: float = param(
+        0.5,
+        above=0,
+        high=16,
+        usual=(0.2, 0.95),
+        help="Width of the bands over their base; the paper takes 0.2 (Wan 2.1) to 0.95 (Hunyuan).",
+    )
+    sink: bool = param(
+        True, help="Whether all queries see the whole first frame, as the paper has it for Wan."
+    )
+    tile: Triple | str = tile_param(RUNS_HELP)
+    exact: bool = param(False, help=EXACT_HELP)
 
     def levels(self, grid: Triple) -> list[tuple[int, int]]:
         """(width, split) of the frame distances from 2^(g - 1) on, for each g of LEVELS."""
@@ -89,6 +84,6 @@ class Radial(Rules):
         """See Rules. Not asked: the tiling is given or runs."""
         return np.ones((len(sizes), len(sizes)), bool)
 
-    def choose(self, grid: Triple, kind: LayoutKind, others: int, speed: Speed) -> Tiling:
+    def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern: bands in raster order suit runs of raster tokens."""
-        return raster_runs(grid) if self.tile == "auto" else fixed_tiling(grid, self.tile)
+        return raster_runs(grid) if isinstance(self.tile, str) else fixed_tiling(grid, self.tile)

@@ -10,37 +10,34 @@ tiles are at most 128 tokens, and an even k is rounded up to odd (see `windows.W
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
-from dit_accel.kernels.geometry.tiling import Tiling, Triple, parse_tile
+from dit_accel.kernels.geometry.tiling import Tiling, Triple
 from dit_accel.kernels.geometry.windows import Window
-from dit_accel.kernels.patterns.base import AxisRules, check_flag
+from dit_accel.kernels.patterns.base import AxisRules, window_param
 
 
 @dataclass(frozen=True)
 class SlidingTile(AxisRules):
-    """Keeps a box of tiles around each query tile.
-
-    window: {"tiles" | "tokens" | "fraction": [t, h, w]}, the width of the box along each axis.
-    tile: "auto" chooses the tile for each grid and window; [t, h, w] (at most 128 tokens) is taken
-        as it is, clipped at the far edges.
-    exact: where blocks straddle tiles, mask the tokens of tiles that the query's tile does not see.
-    """
+    """Keeps a box of tiles around each query tile."""
 
     name: ClassVar[str] = "sliding_tile"
 
-    window: Any = field(default_factory=lambda: {"tiles": [3, 3, 3]})
-    tile: Any = "auto"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "window", Window.parse(self.window))
-        object.__setattr__(self, "tile", parse_tile(self.tile))
-        check_flag("exact", self.exact)
+    window: Window = window_param(
+        {"tiles": [3, 3, 3]},
+        "Width of the box of tiles along each axis; -1 or a fraction of 1 is the whole axis.",
+    )
+    tile: Triple | str = tile_param()
+    exact: bool = param(
+        False,
+        help="Whether blocks that straddle tiles mask the tokens of tiles that the query's tile "
+        "does not see.",
+    )
 
     @property
     def per_tile(self) -> bool:

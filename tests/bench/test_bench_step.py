@@ -13,8 +13,8 @@ from dit_accel.bench.records import StepRow
 from dit_accel.bench.step import StepOptions, amdahl_bound, step_rows
 from dit_accel.bench.step_models import STEP_MODELS, Size, StepModel, build, pick_model
 from dit_accel.bench.step_parts import RunPosition, choose_dense, dense_attention, dispatches
+from dit_accel.engine.profile import load_profile, parse_profile
 from dit_accel.errors import DitAccelError
-from dit_accel.profile import load_profile, parse_profile
 
 Run = Callable[..., tuple[int, str]]
 Rows = Callable[[str], list[dict[str, str]]]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from dit_accel import DitAccelError, Profile, families, load_profile, profile_names
+from dit_accel.engine.profile import Reuse, Tail, parse_profile, with_overrides
+from dit_accel.engine.profile.files import profile_families
+from dit_accel.kernels.compute import Compute, param
+from dit_accel.kernels.computes import COMPUTES
+from dit_accel.kernels.geometry.tiling import Tiling, raster_runs
 from dit_accel.kernels.patterns import pattern
-from dit_accel.engine.profile import parse_profile
+from dit_accel.layout import TokenLayout
 
 RULE = "[[rule]]\ncompute = 'sliding_tile'\n"
 
@@ -63,6 +69,10 @@ def test_names_paths_and_profiles_load(tmp_path: Path) -> None:
         (RULE + "reuse = {evry = 2}\n", "Did you mean 'every'"),
         (RULE + "reuse = {every = 2, max_age = 3}\n", "max_age"),
         ("[[rule]]\nattention = 'cross'\ncompute = 'full'\n", "cross-attention"),
+        (RULE + "tail = 'linaer'\n", "unknown tail .* 'linaer'. Known: drop"),
+        (RULE + "tail = {knd = 'drop'}\n", "unknown key of tail .* Did you mean 'kind'"),
+        (RULE + "tail = 3\n", "tail in .* must be a table"),
+        ("[[rule]]\nattention = 'cross'\ntail = 'drop'\n", "cross-attention runs dense"),
         ("[[rule]\n", "not valid TOML"),
     ],
 )
@@ -127,22 +137,22 @@ def test_files_of_any_ending_and_families(tmp_path: Path) -> None:
 
 def test_overrides_replace_keys_of_sparse_rules() -> None:
     base = parse_profile(RULE + "[[rule]]\nlayers = '0'\ncompute = 'dense'\n")
-    wider = base.with_overrides({"window": {"tiles": [5, 5, 5]}, "steps": [0.5, 1.0]})
+    wider = with_overrides(base, {"window": {"tiles": [5, 5, 5]}, "steps": [0.5, 1.0]})
     assert wider.rules[0].compute != base.rules[0].compute
     assert wider.rules[0].steps == (0.5, 1.0)
     assert wider.rules[1] == base.rules[1]
-    assert base.with_overrides({"breakeven": False}).breakeven is False
-    reused = base.with_overrides({"reuse": {"every": 2}})
+    assert with_overrides(base, {"breakeven": False}).breakeven is False
+    reused = with_overrides(base, {"reuse": {"every": 2}})
     assert [rule.compute for rule in reused.rules] == [rule.compute for rule in base.rules]
     assert all(rule.reuse is not None and rule.reuse.every == 2 for rule in reused.rules)
     with pytest.raises(DitAccelError, match="Did you mean 'window'"):
-        base.with_overrides({"windows": 3})
+        with_overrides(base, {"windows": 3})
     with pytest.raises(DitAccelError, match="unknown key in overrides 'window'"):
-        base.with_overrides({"compute": "disc", "window": {"tiles": [1, 1, 1]}})
+        with_overrides(base, {"compute": "disc", "window": {"tiles": [1, 1, 1]}})
     with pytest.raises(DitAccelError, match="expected compute or union, got both"):
         parse_profile("[[rule]]\ncompute = 'disc'\nunion = ['radial', 'disc']\n")
     with pytest.raises(DitAccelError, match="runs no pattern"):
-        load_profile("dense").with_overrides({"steps": [0.5, 1.0]})
+        with_overrides(load_profile("dense"), {"steps": [0.5, 1.0]})
 
 
 def test_unions_and_heads() -> None:
@@ -158,10 +168,97 @@ def test_unions_and_heads() -> None:
     assert groups.compute is None and groups.heads == "all" and groups.sparse
     assert groups.per_head == (("0-1", disc), ("-1", "dense"))
     assert third.heads == "2" and third.compute == pattern("full")
-    smaller = made.with_overrides({"radius": {"tokens": 3}, "steps": [0.5, 1.0]}).rules[1]
+    smaller = with_overrides(made, {"radius": {"tokens": 3}, "steps": [0.5, 1.0]}).rules[1]
     assert smaller.per_head[0][1] == pattern("disc", radius={"tokens": 3})
     assert smaller.steps == (0.5, 1.0) and smaller.per_head[1] == ("-1", "dense")
-    other = made.with_overrides({"compute": "disc", "radius": {"tokens": 9}}).rules[0]
+    other = with_overrides(made, {"compute": "disc", "radius": {"tokens": 9}}).rules[0]
     assert other.compute == pattern("disc", radius={"tokens": 9})
     with pytest.raises(DitAccelError, match="overrides: radius"):
-        made.with_overrides({"radius": {"tokens": 0}})
+        with_overrides(made, {"radius": {"tokens": 0}})
+
+
+def test_tails_are_names_or_tables() -> None:
+    text = "[[rule]]\ncompute = 'disc'\ntail = "
+    short, long = (parse_profile(text + tail).rules[0] for tail in ("'drop'", "{kind = 'drop'}"))
+    assert short == long and short.tail == Tail("drop")
+    assert parse_profile(RULE).rules[0].tail is None
+
+
+def test_an_override_reaches_a_union_s_own_list() -> None:
+    made = parse_profile("[[rule]]\nunion = ['radial', 'disc']\n")
+    rule = with_overrides(made, {"union": ["full"]}).rules[0]
+    assert rule.compute == pattern("union", union=["full"])
+    with pytest.raises(DitAccelError, match="heads in overrides: expected a compute"):
+        with_overrides(
+            parse_profile("[[rule]]\nheads = {0 = {compute = 'disc'}}\n"), {"heads": "1"}
+        )
+
+
+@dataclass(frozen=True)
+class Chooser(Compute):
+    """A selector as far as profiles know."""
+
+    name: ClassVar[str] = "chooser"
+    online: ClassVar[bool] = True
+
+    density: float = param(0.2, above=0, high=1, help="Kept share.")
+
+    def tiling(self, layout: TokenLayout, kind: Any) -> Tiling:
+        return raster_runs(layout.grid)
+
+
+def test_selectors_are_computes_of_whole_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPUTES, "chooser", Chooser)
+    rule = parse_profile("[[rule]]\ncompute = 'chooser'\ndensity = 0.3\n").rules[0]
+    assert rule.compute == Chooser(0.3) and rule.sparse and rule.computes == [Chooser(0.3)]
+    wider = with_overrides(parse_profile("[[rule]]\ncompute = 'chooser'\n"), {"density": 0.4})
+    assert wider.rules[0].compute == Chooser(0.4)
+    for text, words in (
+        ("compute = 'chooser'\ndensity = 0", "density: expected a number above 0"),
+        ("compute = 'choser'", "Did you mean 'chooser'"),
+        ("attention = 'cross'\ncompute = 'chooser'", "cross-attention runs 'dense'"),
+        ("union = ['radial', 'chooser']", "union: expected patterns, got 'chooser'"),
+        ("union = [{compute = 'chooser'}]", "union: expected patterns, got 'chooser'"),
+        ("heads = '0-3'\ncompute = 'chooser'", "for single heads, got 'chooser', which chooses"),
+        ("heads = {'0' = {compute = 'chooser'}}", "for single heads, got 'chooser'"),
+    ):
+        with pytest.raises(DitAccelError, match=words):
+            parse_profile(f"[[rule]]\n{text}\n")
+
+
+def steps(*rules: str) -> list[tuple[float, float]]:
+    text = "".join(f"[[rule]]\n{rule}\n" for rule in rules)
+    return [rule.steps for rule in parse_profile(text).without_warmup().rules]
+
+
+def test_without_warmup_only_the_first_bucket_begins_earlier() -> None:
+    radial = "compute = 'radial'\nsteps = "
+    assert steps(f"{radial}[0.2, 1.0]") == [(0.0, 1.0)]
+    assert steps(f"{radial}[0.2, 0.5]", f"{radial}[0.5, 1.0]") == [(0.0, 0.5), (0.5, 1.0)]
+    assert steps(f"{radial}[0.5, 1.0]", f"{radial}[0.2, 0.5]") == [(0.5, 1.0), (0.0, 0.5)]
+    # Another selection has a first bucket of its own, unless a wider one is sparse before it.
+    own = [f"layers = '{n}'\n{radial}[{start}, 1.0]" for n, start in ((1, 0.3), (2, 0.6))]
+    assert steps(*own) == [(0.0, 1.0), (0.0, 1.0)]
+    assert steps(f"{radial}[0.2, 1.0]", own[1]) == [(0.0, 1.0), (0.6, 1.0)]
+    assert steps(f"{radial}[0.6, 1.0]", own[0]) == [(0.0, 1.0), (0.0, 1.0)]
+    cond = f"branch = 'cond'\n{radial}[0.6, 1.0]"
+    assert steps(f"branch = 'uncond'\n{radial}[0.2, 1.0]", cond) == [(0.0, 1.0), (0.0, 1.0)]
+    assert steps(f"branch = 'any'\n{radial}[0.2, 1.0]", cond) == [(0.0, 1.0), (0.6, 1.0)]
+    heads = f"heads = '0'\n{radial}[0.6, 1.0]"
+    assert steps(f"{radial}[0.2, 1.0]", heads) == [(0.0, 1.0), (0.6, 1.0)]
+    assert steps(f"heads = '1'\n{radial}[0.2, 1.0]", heads) == [(0.0, 1.0), (0.0, 1.0)]
+
+
+def test_without_warmup_keeps_what_is_no_warmup() -> None:
+    text = (
+        "[[rule]]\ncompute = 'radial'\n[[rule]]\nlayers = '0'\ncompute = 'dense'\n"
+        "[[rule]]\nsteps = [0, 0.2]\ncompute = 'dense'\nreuse = {every = 2}\n"
+    )
+    first, layer, warmup = parse_profile(text).without_warmup().rules
+    assert (first.steps, first.compute) == ((0.0, 1.0), pattern("radial"))
+    assert layer.compute == "dense"
+    assert warmup.compute is None and warmup.reuse == Reuse(2)
+
+
+def test_families_of_profiles_are_those_of_models() -> None:
+    assert set(profile_families()) == {"generic", *families()}

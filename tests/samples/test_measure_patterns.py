@@ -19,9 +19,9 @@ sys.path.insert(0, str(SAMPLES))
 import measure_patterns as script  # noqa: E402
 from pattern_families import FAMILIES, Family  # noqa: E402
 
+from dit_accel.engine.profile import Profile, Rule  # noqa: E402
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for  # noqa: E402
 from dit_accel.layout import TokenLayout  # noqa: E402
-from dit_accel.profile import Profile, Rule  # noqa: E402
 
 
 class Shaped:

@@ -13,7 +13,7 @@ from torch import nn
 from dit_accel.engine.attend import run
 from dit_accel.engine.call import Moment, Row, Site
 from dit_accel.engine.policy import Policy
-from dit_accel.engine.profile import Profile, load_profile
+from dit_accel.engine.profile import Profile, load_profile, with_overrides
 from dit_accel.engine.run import Run
 from dit_accel.engine.session import Settings
 from dit_accel.errors import DitAccelError, nearest, unknown
@@ -63,7 +63,7 @@ def enable(
     _check_options(strict, backend, cache_limit, steps)
     chosen = load_profile(profile, adapter.family)
     if overrides is not None:
-        chosen = chosen.with_overrides(overrides)
+        chosen = with_overrides(chosen, overrides)
     session = DiffusersSession(
         Policy(chosen, _sites(adapter, experts)),
         Settings(strict, backend, steps, cache_limit),

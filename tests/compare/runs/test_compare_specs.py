@@ -8,9 +8,9 @@ import pytest
 
 from dit_accel.compare.prompts import read_prompts
 from dit_accel.compare.specs import load_spec, split_profiles
+from dit_accel.engine.profile import Profile, Reuse
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import pattern
-from dit_accel.profile import Profile, Reuse
 
 
 @pytest.mark.parametrize(

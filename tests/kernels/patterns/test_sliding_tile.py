@@ -65,11 +65,10 @@ def test_covering_windows_equal_dense(
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))
-def test_every_pattern_builds_hashes_and_is_cached(name: str) -> None:
+def test_every_pattern_builds_and_hashes(name: str) -> None:
     rule, layout = pattern(name), TokenLayout((3, 9, 10), before=5)
     assert rule == pattern(name) and hash(rule) == hash(pattern(name))
     plan = plan_for(layout, rule, "cpu").validate()
-    assert plan_for(layout, pattern(name), torch.device("cpu")) is plan
     assert 0 < plan.kept_density() <= plan.launched_density("torch") <= 1
 
 
