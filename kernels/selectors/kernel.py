@@ -9,26 +9,32 @@ by bit from the top: 32 counts (and sums of probabilities) over the row. Of the 
 threshold the first ones are kept. Then the kept blocks are written as a list: whole ones, then
 short ones, ascending. The sums are trees of fixed form: the same bits every time.
 
-`select_torch.py` says the same in torch.
+`budget.py` says the same in torch.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Scores that a program holds, at most; with more columns it has fewer rows.
-_HELD = 1 << 14
+from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.selectors.select import MOST_COLUMNS, Lists, Task
+
+# Scores of a program at most, and of a warp; a program of more columns has fewer rows.
+_HELD = MOST_COLUMNS
+_HELD_BY_WARP = 1 << 10
 _ROWS = 16
-MAX_BLOCKS = _HELD
-"""Key blocks that a row may have here; beyond, `select_torch` runs."""
-# Columns whose scores are products of tiles; shared memory holds _STEP numbers of each.
-_TILED = 1024
+# Up to so many columns scores are products of tiles; shared memory holds _STEP numbers of each.
+_TILED = 1 << 10
 _STEP = 16
+# Nothing is compiled anew for other values of these.
+_PLAIN = (
+    "near_ptr", "q_lengths", "k_lengths", "start_ptr", "whole_ptr", "count_ptr", "index_ptr",
+    "tally_ptr", "lists", "summed", "heads", "group", "queries", "keys", "first_video", "video",
+    "sinks", "nearby", "most", "stride_q_len", "stride_k_len",
+)  # fmt: skip
 
 _LARGEST = tl.constexpr(0x7FFFFFFF)
 _SMALLEST = tl.constexpr(-0x80000000)
@@ -72,19 +78,19 @@ def _scores(
 
 
 @triton.jit
-def _reached(image, threshold, cap, weight, target, MASS: tl.constexpr):
+def _reached(image, threshold, most, weight, target, MASS: tl.constexpr):
     """Whether the blocks at and above a threshold [ROWS] are enough."""
     above = image >= threshold[:, None]
-    enough = tl.sum(above.to(tl.int32), 1) >= cap
+    enough = tl.sum(above.to(tl.int32), 1) >= most
     if MASS:
         enough = enough | (tl.sum(tl.where(above, weight, 0.0), 1) >= target)
     return enough
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def _select(
     q_ptr, k_ptr, near_ptr, q_lengths, k_lengths, start_ptr, whole_ptr, count_ptr, index_ptr,
-    tally_ptr, lists, summed, heads, group, queries, keys, first_video, video, sinks, nearby, cap,
+    tally_ptr, lists, summed, heads, group, queries, keys, first_video, video, sinks, nearby, most,
     factor, mass, stride_kb, stride_kn, stride_kh, stride_kd, stride_q_len, stride_k_len,
     D: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     TILED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -126,17 +132,17 @@ def _select(
 
     # The highest threshold that is enough, in the order of integers: the sign, then bit by bit.
     zero = tl.zeros([ROWS], tl.int32)
-    threshold = tl.where(_reached(image, zero, cap, weight, target, MASS), 0, _SMALLEST)
+    threshold = tl.where(_reached(image, zero, most, weight, target, MASS), 0, _SMALLEST)
     bit = 1 << 30
     for _ in range(0, 31):
         higher = threshold + bit
         threshold = tl.where(
-            _reached(image, higher, cap, weight, target, MASS), higher, threshold
+            _reached(image, higher, most, weight, target, MASS), higher, threshold
         )
         bit = bit >> 1
     above = image > threshold[:, None]
     tied = image == threshold[:, None]
-    left = cap - tl.sum(above.to(tl.int32), 1)
+    left = most - tl.sum(above.to(tl.int32), 1)
     if MASS:
         missing = target - tl.sum(tl.where(above, weight, 0.0), 1)
         one = tl.max(tl.where(tied, weight, 0.0), 1)
@@ -166,3 +172,45 @@ def _select(
         entries = tl.sum(count, 0).to(tl.int64)
         tl.atomic_add(tally_ptr, entries * (BLOCK_Q * BLOCK_K) * summed, sem="relaxed")
         tl.atomic_add(tally_ptr + 1, tl.sum(pairs, 0) * summed, sem="relaxed")
+
+
+def launch(
+    queries: Tensor, keys: Tensor, blocks: Blocks, task: Task, factor: float, lists: Lists,
+    tally: Tensor | None,
+) -> None:  # fmt: skip
+    """Fills `lists` from block means in float32, contiguous [B, NQ, H, D] and [B, NK, Hkv, D]."""
+    batch, _, heads, dim = queries.shape
+    columns = max(16, triton.next_power_of_2(blocks.k.count))
+    rows = min(_ROWS, _HELD // columns)
+    tiled = columns <= _TILED
+    keys = keys.permute(0, 2, 3, 1) if tiled else _transposed(keys)  # [B, Hkv, D, NK]
+    per_sample = lists.count.shape[1]
+    programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
+    if not programs:
+        return
+    with torch.cuda.device_of(queries):
+        _select[(programs,)](
+            queries, keys, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
+            lists.whole, lists.count, lists.index, lists.count if tally is None else tally,
+            per_sample, heads // per_sample, heads, heads // keys.shape[1], blocks.q.count,
+            blocks.k.count, blocks.first_video, blocks.video_blocks, task.forced.sinks,
+            task.forced.near.shape[1], min(task.budget.most, blocks.video_blocks), factor,
+            task.budget.share, keys.stride(0), keys.stride(3), keys.stride(1), keys.stride(2),
+            _step(blocks.q.lengths), _step(blocks.k.lengths),
+            D=dim, STEP=_STEP, ROWS=rows, COLUMNS=columns, TILED=tiled, BLOCK_Q=blocks.block_q,
+            BLOCK_K=blocks.block_k, MASS=task.budget.mass is not None, TALLY=tally is not None,
+            num_warps=min(16, max(4, rows * columns // _HELD_BY_WARP)), num_stages=2,
+        )  # fmt: skip
+
+
+def _transposed(keys: Tensor) -> Tensor:
+    """[B, Hkv, D, NK] of [B, NK, Hkv, D], each line from a multiple of 16 numbers on."""
+    batch, blocks, heads, dim = keys.shape
+    wide = keys.new_empty((batch, heads, dim, -(-blocks // 16) * 16))
+    wide[..., :blocks].copy_(keys.permute(0, 2, 3, 1))
+    return wide[..., :blocks]
+
+
+def _step(lengths: Tensor) -> int:
+    """Stride of the samples in a table of lengths, 0 where they share it."""
+    return lengths.stride(0) if len(lengths) > 1 else 0
