@@ -109,6 +109,11 @@ class Blocks:
         t, h, w = self.grid or (0, 0, 0)
         return (self.q_length, self.k_length) != (t * h * w, t * h * w)
 
+    @property
+    def gathered(self) -> bool:
+        """Whether the keys of a block are not consecutive tokens."""
+        return self.k.order is not None
+
     @cached_property
     def in_place(self) -> bool:
         """Whether blocks are the tokens themselves, cut every block_q and block_k tokens."""

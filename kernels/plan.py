@@ -84,8 +84,8 @@ class Visits:
 
     A list is a run of `index`: first the whole blocks (of exactly `block_k` tokens, which a kernel
     may read without a length mask), then the short ones, then those under the token mask. It names
-    nothing twice. Lists may stand in any order, with gaps of any content between them, and heads
-    (or samples) that follow the same list share its place.
+    nothing twice. Lists may stand in any order, with gaps of any content between them. Heads that
+    follow the same list share its place; samples do so where Bl is 1.
 
     start [Bl, Hl, NQ]: the list's first entry, counted from the beginning of `index`.
     whole, full, count [Bl, Hl, NQ]: entries that are whole; those before the token mask; all.
@@ -149,7 +149,7 @@ class ListKinds(NamedTuple):
 class Shape:
     """What the host knows of a plan: hashable, for eligibility, choice, price, kernel variant.
 
-    block_q, block_k, box, grid, scattered, mixed, in_place: see Blocks.
+    block_q, block_k, box, grid, scattered, gathered, mixed, in_place: see Blocks.
     q_blocks, k_blocks: number of blocks of each side.
     kinds: may claim a kind without need, never leave one out.
     batch, heads: 1, or the batch and the number of query heads that the plan was made for.
@@ -168,6 +168,7 @@ class Shape:
     box: Triple | None
     grid: Triple | None
     scattered: bool
+    gathered: bool
     mixed: bool
     in_place: bool
     kinds: ListKinds
@@ -194,6 +195,7 @@ def shape_of(blocks: Blocks, *, batch: int, heads: int, **facts: Any) -> Shape:
         blocks.box,
         blocks.grid,
         blocks.scattered,
+        blocks.gathered,
         blocks.mixed,
         blocks.in_place,
         batch=max(batch, len(blocks.k.lengths)),
@@ -211,6 +213,11 @@ class Counts:
     short: int
     partial: int
     pooled: int
+
+    @property
+    def entries(self) -> int:
+        """All key blocks that the lists name."""
+        return self.whole + self.short + self.partial
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +287,7 @@ class BlockPlan:
         if backend == "torch":
             return (self.visited_pairs + self._pooled_pairs) / self._all_pairs
         counts, blocks = self.counts, self.blocks
-        keys = (counts.whole + counts.short + counts.partial) * blocks.block_k + counts.pooled
+        keys = counts.entries * blocks.block_k + counts.pooled
         heads = self.visits.count.shape[0] * self.visits.count.shape[1]
         return keys * blocks.block_q / (heads * blocks.q_length * blocks.k_length)
 
@@ -389,7 +396,7 @@ def plan_of(
         kinds=ListKinds(counts.whole > 0, counts.short > 0, counts.partial > 0, counts.pooled > 0),
         most=longest,
         entries=len(visits.index),
-        visits=(counts.whole + counts.short + counts.partial) / max(1, counts.lists),
+        visits=counts.entries / max(1, counts.lists),
         rules=() if mask is None else tuple(name for name, _ in mask.rules),
     )
     plan = BlockPlan(blocks, visits, shape, mask, pooled)

@@ -158,6 +158,7 @@ def _check_claims(plan: BlockPlan) -> None:
         "box": blocks.box,
         "grid": blocks.grid,
         "scattered": blocks.scattered,
+        "gathered": blocks.gathered,
         "mixed": blocks.mixed,
         "in_place": blocks.in_place,
         "batch": max(len(lists.count), len(blocks.k.lengths)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,3 +31,30 @@ def _on_host(weights: Tensor, programs: int) -> Tensor:
         owners.append(program)
         heapq.heapreplace(loads, (load + weight, program))
     return torch.tensor(owners, dtype=torch.int32)
+
+
+def in_rounds(long: int, short: int, weight: float, programs: int) -> np.ndarray:
+    """int32 [long + short]: the program of each item, where only this is known of their weights:
+    the `long` ones come first and are `weight` of the short ones each.
+
+    Long ones go to one program after another. Then the short ones go around in rounds, to and fro;
+    who has a long one joins when the others have had as much. So all programs work on the same head
+    at the same time (its keys and values share the cache), and where each head's items fall in
+    weight, to and fro evens them out.
+    """
+    turn = np.arange(long)
+    there, back = turn % programs, programs - 1 - turn % programs
+    owners = [np.where(turn // programs % 2, back, there)]
+    load = np.bincount(owners[0], minlength=programs) * weight
+    left, rounds = short, 0
+    while left:
+        free = np.flatnonzero(load <= rounds + 0.5)
+        if rounds % 2:
+            free = free[::-1]
+        if len(free) > left:  # the last round: who has least
+            free = free[np.argsort(load[free], kind="stable")][:left]
+        load[free] += 1
+        left -= len(free)
+        owners.append(free)
+        rounds += 1
+    return np.concatenate(owners).astype(np.int32)

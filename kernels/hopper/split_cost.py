@@ -6,7 +6,7 @@ the split saves time on every visit of a block, and spends it on passes over the
 
 from __future__ import annotations
 
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.plan import Shape
 
 # Microseconds of a multiprocessor, from planner/tables/h200.csv at the clocks of long calls:
 # `whole` of triton, triton gathered and hopper; a pass reads or writes 128 tokens of a head, per
@@ -23,9 +23,8 @@ MARGIN = 2.0
 """How many times the passes must be saved: launches and the host's part are not counted."""
 
 
-def split_pays(head_dim: int, plan: BlockPlan) -> bool:
-    """Whether the split of a plan with pooled lists should beat the portable kernel alone."""
-    gathered = plan.k_blocks.order is not None
-    saved = PORTABLE[head_dim, gathered] - HOPPER[head_dim]
-    passes = MERGING + (MOVING if plan.scattered else 0)
-    return saved * plan.visits * plan.block_k / 128 > MARGIN * passes * PASS * head_dim
+def split_pays(head_dim: int, shape: Shape) -> bool:
+    """Whether the split of plans with pooled lists should beat the portable kernel alone."""
+    saved = PORTABLE[head_dim, shape.gathered] - HOPPER[head_dim]
+    passes = MERGING + (MOVING if shape.scattered else 0)
+    return saved * shape.visits * shape.block_k / 128 > MARGIN * passes * PASS * head_dim
