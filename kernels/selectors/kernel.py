@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_accel.kernels.blocks import Blocks
-from dit_accel.kernels.selectors.select import MOST_COLUMNS, Lists, Task
+from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
 
 # Scores of a program at most, and of a warp; a program of more columns has fewer rows.
 _HELD = MOST_COLUMNS

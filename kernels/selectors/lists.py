@@ -16,9 +16,12 @@ from torch import Tensor
 from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.geometry.tiling import Tiling
 from dit_accel.kernels.once import once
+from dit_accel.kernels.selectors.budget import Budget
 
 # Places of `index` start at a multiple of so many numbers: kernels read aligned tensors faster.
 _ALIGNED = 32
+MOST_COLUMNS = 1 << 14
+"""Key blocks of a row that a Triton program can hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,3 +173,40 @@ def block_numbers(tiling: Tiling) -> np.ndarray:
     place = np.empty(tile.size, np.int64)
     place[tile.ravel().argsort(kind="stable")] = np.arange(tile.size)
     return place.reshape(tile.shape) // tiling.block
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One selection.
+
+    forced, room: what is known before q and k. budget: of each row. most: room of a video list.
+    shared: whether all heads follow one list, by the sum of their scores. It names no blocks: it
+    is kept with them.
+    """
+
+    forced: Forced
+    room: Room
+    budget: Budget
+    most: int
+    shared: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """The tensors that a selection fills: whole, count int32 [B, Hl, NQ], index int32 [E].
+
+    What belongs to blocks that are not video is there already.
+    """
+
+    whole: Tensor
+    count: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, room: Room) -> Lists:
+        """New ones."""
+        buffer = torch.empty(room.size, dtype=torch.int32, device=room.start.device)
+        buffer[: len(room.fixed)].copy_(room.fixed)
+        shape = (2, *room.start.shape)
+        whole, count = buffer[: 2 * room.start.numel()].view(shape).unbind()
+        return cls(whole, count, buffer[room.index :])

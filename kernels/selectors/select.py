@@ -7,8 +7,6 @@ than a program can hold, torch does the same, some rows at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -17,50 +15,11 @@ from dit_accel.kernels.machine import runs_triton
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import Visits
 from dit_accel.kernels.pooling import pool_queries_and_keys
-from dit_accel.kernels.selectors.budget import Budget, keep_blocks, list_blocks
-from dit_accel.kernels.selectors.lists import Forced, Room
+from dit_accel.kernels.selectors.budget import keep_blocks, list_blocks
+from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Forced, Lists, Task
 
 # Scores that torch holds at a time.
 _CHUNK = 1 << 22
-MOST_COLUMNS = 1 << 14
-"""Key blocks of a row that a Triton program can hold."""
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """One selection.
-
-    forced, room: what is known before q and k. budget: of each row. most: room of a video list.
-    shared: whether all heads follow one list, by the sum of their scores. It names no blocks: it
-    is kept with them.
-    """
-
-    forced: Forced
-    room: Room
-    budget: Budget
-    most: int
-    shared: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Lists:
-    """The tensors that a selection fills: whole, count int32 [B, Hl, NQ], index int32 [E].
-
-    What belongs to blocks that are not video is there already.
-    """
-
-    whole: Tensor
-    count: Tensor
-    index: Tensor
-
-    @classmethod
-    def of(cls, room: Room) -> Lists:
-        """New ones."""
-        buffer = torch.empty(room.size, dtype=torch.int32, device=room.start.device)
-        buffer[: len(room.fixed)].copy_(room.fixed)
-        shape = (2, *room.start.shape)
-        whole, count = buffer[: 2 * room.start.numel()].view(shape).unbind()
-        return cls(whole, count, buffer[room.index :])
 
 
 def select_visits(
