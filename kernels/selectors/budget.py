@@ -44,7 +44,7 @@ def keep_blocks(score: Tensor, forced: Tensor, length: Tensor, budget: Budget) -
     if budget.mass is not None:
         score = score + length.clamp_min(1).float().log()
     ranked = score.masked_fill(forced, torch.inf).masked_fill(~candidate, -torch.inf)
-    order = ranked.sort(-1, descending=True, stable=True).indices
+    order = ranked.sort(dim=-1, descending=True, stable=True).indices
     taken = (torch.arange(len(length), device=score.device) < budget.most).expand(score.shape)
     if budget.mass is not None:
         score = score.masked_fill(~candidate, -torch.inf)
@@ -63,6 +63,6 @@ def list_blocks(keep: Tensor, fills: Tensor, most: int) -> tuple[Tensor, Tensor,
     keep: bool [R, N], at most `most` in a row. fills: bool [N], blocks without a free slot.
     """
     kinds = torch.where(keep, torch.where(fills, 0, 1), 2).to(torch.uint8)
-    index = kinds.sort(-1, stable=True).indices[:, :most].int()
+    index = kinds.sort(dim=-1, stable=True).indices[:, :most].int()
     whole, count = ((kinds <= kind).sum(-1, dtype=torch.int32) for kind in (0, 1))
     return index, whole, count
