@@ -112,14 +112,20 @@ def halves_of(plan: BlockPlan) -> Halves:
     """The halves of a plan with pooled lists; nothing is read from the device."""
     none = torch.zeros_like(plan.visits.count)
     kinds = ListKinds(whole=False, short=False, partial=False, pooled=True)
-    shape = plan.shape
+    shape, known = plan.shape, plan.known
     return Halves(
-        replace(plan, pooled=None, shape=replace(shape, kinds=shape.kinds._replace(pooled=False))),
+        replace(
+            plan,
+            pooled=None,
+            shape=replace(shape, kinds=shape.kinds._replace(pooled=False)),
+            known=known and replace(known, pooled=0),
+        ),
         replace(
             plan,
             visits=replace(plan.visits, whole=none, full=none, count=none),
             mask=None,
             shape=replace(shape, kinds=kinds, most=0, visits=0.0, rules=()),
+            known=known and replace(known, whole=0, short=0, partial=0),
         ),
     )
 

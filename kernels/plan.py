@@ -227,6 +227,7 @@ class BlockPlan:
     mask: of the entries past `visits.full`; None where there are none.
     pooled: lists of keys of the call's `pooling.PooledKeys`, which enter the same softmax, of the
         same Bl and Hl; entries are "whole".
+    known: the numbers of the lists where the host knows them (of static plans).
     """
 
     blocks: Blocks
@@ -234,6 +235,7 @@ class BlockPlan:
     shape: Shape
     mask: TokenMask | None = None
     pooled: Visits | None = None
+    known: Counts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -274,7 +276,7 @@ class BlockPlan:
     @cached_property
     def counts(self) -> Counts:
         """Entries of all lists, read from the device: of static plans, nobody asks online ones."""
-        return read_counts(self.visits, self.pooled)
+        return self.known or read_counts(self.visits, self.pooled)
 
     def launched_density(self, backend: str = "triton") -> float:
         """Launched query x key slots over Lq x Lk.
@@ -399,9 +401,7 @@ def plan_of(
         visits=counts.entries / max(1, counts.lists),
         rules=() if mask is None else tuple(name for name, _ in mask.rules),
     )
-    plan = BlockPlan(blocks, visits, shape, mask, pooled)
-    plan.__dict__["counts"] = counts
-    return plan
+    return BlockPlan(blocks, visits, shape, mask, pooled, counts)
 
 
 def visits_from_mask(
@@ -427,16 +427,14 @@ def visits_from_mask(
     if width is None:
         width = max(1, int(counts[2].max())) if counts[2].numel() else 1
     some = max(1, (1 << 24) // max(1, mask.shape[-2] * mask.shape[-1]))  # argsort makes int64
-    index = torch.cat(
-        [
-            torch.nn.functional.pad(part, (0, max(0, width - part.shape[-1])))
-            for rows in kinds.flatten(0, 1).split(some)
-            for part in [rows.argsort(-1, stable=True)[..., :width].int()]
-        ]
-    )
+    index = torch.zeros((*mask.shape[:3], width), dtype=torch.int32, device=mask.device)
+    parts = (x.flatten(0, 1).split(some) for x in (kinds, index))
+    for rows, target in zip(*parts, strict=True):
+        best = rows.argsort(dim=-1, stable=True)[..., :width]
+        target[..., : best.shape[-1]] = best
     start = torch.arange(counts[0].numel(), dtype=torch.int32, device=mask.device) * width
     bare, full, count = (each.clamp_max(width) for each in counts)
-    return Visits(start.view(count.shape), bare, full, count, index.flatten().contiguous())
+    return Visits(start.view(count.shape), bare, full, count, index.flatten())
 
 
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
