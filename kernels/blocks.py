@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dit_accel.kernels.geometry.tiling import Tiling
+
 Triple = tuple[int, int, int]
 BlockForm = Literal["boxes", "gather", "lengths"]
 """How a backend reads blocks: boxes of the raster tensor, tokens gathered into slots of 64 or 128,
@@ -69,6 +71,7 @@ class Blocks:
     grid, video_start: (T, H, W) of the video and its first raster token, where known.
     first_video, video_blocks: on both sides the video's blocks are the numbers [first_video,
         first_video + video_blocks); the others hold text, audio and the like.
+    tiling: what the video's blocks were cut by, where known.
     covers: whether every query is in a block of every sample; None is worked out from the table
         (and waits for the device).
     """
@@ -84,6 +87,7 @@ class Blocks:
     video_start: int = 0
     first_video: int = 0
     video_blocks: int = 0
+    tiling: Tiling | None = None
     covers: bool = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

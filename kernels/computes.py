@@ -6,8 +6,9 @@ from typing import Any
 
 from dit_accel.kernels.compute import Compute, make
 from dit_accel.kernels.patterns import PATTERNS
+from dit_accel.kernels.selectors import SELECTORS
 
-COMPUTES: dict[str, type[Compute]] = {**PATTERNS}
+COMPUTES: dict[str, type[Compute]] = {**PATTERNS, **SELECTORS}
 
 
 def compute(name: str, /, **params: Any) -> Compute:

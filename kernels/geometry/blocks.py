@@ -72,6 +72,7 @@ def blocks_of(layout: TokenLayout, tiling: Tiling, device: torch.device | str) -
         video_start=layout.video_start,
         first_video=len(before),
         video_blocks=tiling.blocks,
+        tiling=tiling,
         covers=True,
     )
 

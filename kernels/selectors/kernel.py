@@ -1,0 +1,216 @@
+# mypy: disallow-untyped-defs=False, check-untyped-defs=False
+"""Scores of block means, selection and lists in one Triton launch.
+
+One program holds the scores of ROWS query blocks of one list against all key blocks:
+s_ij = factor sum_h qbar_hi . kbar_hj, summed over the heads that share the list. No score leaves
+the registers. A score becomes an integer of the same order, forced blocks the largest and blocks
+that are no candidates the smallest one; the threshold of a row, its lowest kept score, is found bit
+by bit from the top: 32 counts (and sums of probabilities) over the row. Of the blocks at the
+threshold the first ones are kept. Then the kept blocks are written as a list: whole ones, then
+short ones, ascending. The sums are trees of fixed form: the same bits every time.
+
+`budget.py` says the same in torch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
+
+# Scores of a program at most, and of a warp; a program of more columns has fewer rows.
+_HELD = MOST_COLUMNS
+_HELD_BY_WARP = 1 << 10
+_ROWS = 16
+# Up to so many columns scores are products of tiles; shared memory holds _STEP numbers of each.
+_TILED = 1 << 10
+_STEP = 16
+# Nothing is compiled anew for other values of these.
+_PLAIN = (
+    "near_ptr", "q_lengths", "k_lengths", "start_ptr", "whole_ptr", "count_ptr", "index_ptr",
+    "tally_ptr", "lists", "summed", "heads", "group", "queries", "keys", "first_video", "video",
+    "sinks", "nearby", "most", "stride_q_len", "stride_k_len",
+)  # fmt: skip
+
+_LARGEST = tl.constexpr(0x7FFFFFFF)
+_SMALLEST = tl.constexpr(-0x80000000)
+
+
+@triton.jit
+def _scores(
+    q_ptr, k_ptr, sample, first_head, summed, heads, group, queries, keys, rows, inside, columns,
+    stride_kb, stride_kn, stride_kh, stride_kd,
+    D: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILED: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, COLUMNS]: sums of qbar . kbar over `summed` heads; anything past the last key."""
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for head in range(first_head, first_head + summed):
+        q_at = q_ptr + ((sample * queries + rows).to(tl.int64) * heads + head) * D  # [ROWS]
+        k_at = k_ptr + sample.to(tl.int64) * stride_kb + (head // group) * stride_kh
+        if TILED:
+            dims = tl.arange(0, STEP)
+            for first in range(0, D, STEP):
+                held = first + dims < D
+                q = tl.load(
+                    q_at[:, None] + (first + dims)[None, :],
+                    mask=inside[:, None] & held[None, :], other=0.0,
+                )  # [ROWS, STEP]
+                k = tl.load(
+                    k_at + columns[None, :] * stride_kn + (first + dims)[:, None] * stride_kd,
+                    mask=(columns < keys)[None, :] & held[:, None], other=0.0,
+                )  # [STEP, COLUMNS]
+                acc = tl.dot(q, k, acc, input_precision="ieee")
+        else:
+            for dim in range(0, D):
+                q = tl.load(q_at + dim, mask=inside, other=0.0)
+                # Up to the stride the columns are there: whole vectors are loaded.
+                k = tl.load(
+                    k_at + columns * stride_kn + dim * stride_kd, mask=columns < stride_kd,
+                    other=0.0,
+                )  # fmt: skip
+                acc += q[:, None] * k[None, :]
+    return acc
+
+
+@triton.jit
+def _reached(image, threshold, most, weight, target, MASS: tl.constexpr):
+    """Whether the blocks at and above a threshold [ROWS] are enough."""
+    above = image >= threshold[:, None]
+    enough = tl.sum(above.to(tl.int32), 1) >= most
+    if MASS:
+        enough = enough | (tl.sum(tl.where(above, weight, 0.0), 1) >= target)
+    return enough
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def _select(
+    q_ptr, k_ptr, near_ptr, q_lengths, k_lengths, start_ptr, whole_ptr, count_ptr, index_ptr,
+    tally_ptr, lists, summed, heads, group, queries, keys, first_video, video, sinks, nearby, most,
+    factor, mass, stride_kb, stride_kn, stride_kh, stride_kd, stride_q_len, stride_k_len,
+    D: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASS: tl.constexpr, TALLY: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    parts = tl.cdiv(video, ROWS)
+    listed = pid // parts % lists
+    sample = pid // parts // lists
+    row = pid % parts * ROWS + tl.arange(0, ROWS)  # of the video's query blocks
+    inside = row < video
+    columns = tl.arange(0, COLUMNS)
+    acc = _scores(
+        q_ptr, k_ptr, sample, listed * summed, summed, heads, group, queries, keys,
+        first_video + row, inside, columns, stride_kb, stride_kn, stride_kh, stride_kd,
+        D, STEP, ROWS, COLUMNS, TILED,
+    )  # fmt: skip
+    score = acc * factor  # [ROWS, COLUMNS]
+
+    length = tl.load(k_lengths + sample * stride_k_len + columns, mask=columns < keys, other=0)
+    block = columns - first_video
+    of_video = (block >= 0) & (block < video)
+    candidate = ((of_video & (length > 0))[None, :]) & inside[:, None]
+    forced = ((block < sinks)[None, :]) & candidate
+    for each in range(0, nearby):
+        near = tl.load(near_ptr + row * nearby + each, mask=inside, other=0)
+        forced = forced | ((block[None, :] == near[:, None]) & candidate)
+
+    weight = score
+    target = tl.zeros([ROWS], tl.float32)
+    if MASS:
+        score += tl.log(tl.maximum(length, 1).to(tl.float32))[None, :]
+        top = tl.max(tl.where(candidate, score, float("-inf")), 1)
+        weight = tl.where(candidate, tl.exp(score - top[:, None]), 0.0)
+        target = tl.sum(weight, 1) * mass
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0 is 0
+    image = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    image = tl.where(candidate, tl.where(forced, _LARGEST, image), _SMALLEST)
+
+    # The highest threshold that is enough, in the order of integers: the sign, then bit by bit.
+    zero = tl.zeros([ROWS], tl.int32)
+    threshold = tl.where(_reached(image, zero, most, weight, target, MASS), 0, _SMALLEST)
+    bit = 1 << 30
+    for _ in range(0, 31):
+        higher = threshold + bit
+        threshold = tl.where(
+            _reached(image, higher, most, weight, target, MASS), higher, threshold
+        )
+        bit = bit >> 1
+    above = image > threshold[:, None]
+    tied = image == threshold[:, None]
+    left = most - tl.sum(above.to(tl.int32), 1)
+    if MASS:
+        missing = target - tl.sum(tl.where(above, weight, 0.0), 1)
+        one = tl.max(tl.where(tied, weight, 0.0), 1)
+        some = tl.where(one > 0, missing / tl.where(one > 0, one, 1.0), COLUMNS)
+        left = tl.minimum(left, tl.ceil(tl.minimum(some, COLUMNS)).to(tl.int32))
+    keep = above | (tied & (tl.cumsum(tied.to(tl.int32), 1) <= left[:, None])) | forced
+    # Text is always kept; past the last key block lengths are 0.
+    text = (length > 0) & (of_video == 0)
+    keep = (keep & candidate) | (text[None, :] & inside[:, None])
+
+    fills = (length == BLOCK_K)[None, :]
+    whole = (keep & fills).to(tl.int32)
+    short = keep.to(tl.int32) - whole
+    running = tl.cumsum(whole + (short << 16), 1)
+    wholes = tl.sum(whole, 1)
+    count = tl.sum(keep.to(tl.int32), 1)
+    place = tl.where(fills, running & 0xFFFF, wholes[:, None] + (running >> 16)) - 1
+    at = (sample * lists + listed) * queries + first_video + row
+    start = tl.load(start_ptr + at, mask=inside, other=0)
+    tl.store(index_ptr + start[:, None] + place, tl.broadcast_to(columns[None, :], place.shape),
+             mask=keep)  # fmt: skip
+    tl.store(whole_ptr + at, wholes, mask=inside)
+    tl.store(count_ptr + at, count, mask=inside)
+    if TALLY:
+        own = tl.load(q_lengths + sample * stride_q_len + first_video + row, mask=inside, other=0)
+        pairs = tl.sum(tl.where(keep, length[None, :], 0), 1).to(tl.int64) * own
+        entries = tl.sum(count, 0).to(tl.int64)
+        tl.atomic_add(tally_ptr, entries * (BLOCK_Q * BLOCK_K) * summed, sem="relaxed")
+        tl.atomic_add(tally_ptr + 1, tl.sum(pairs, 0) * summed, sem="relaxed")
+
+
+def launch(
+    queries: Tensor, keys: Tensor, blocks: Blocks, task: Task, factor: float, lists: Lists,
+    tally: Tensor | None,
+) -> None:  # fmt: skip
+    """Fills `lists` from block means in float32, contiguous [B, NQ, H, D] and [B, NK, Hkv, D]."""
+    batch, _, heads, dim = queries.shape
+    columns = max(16, triton.next_power_of_2(blocks.k.count))
+    rows = min(_ROWS, _HELD // columns)
+    tiled = columns <= _TILED
+    keys = keys.permute(0, 2, 3, 1) if tiled else _transposed(keys)  # [B, Hkv, D, NK]
+    per_sample = lists.count.shape[1]
+    programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
+    if not programs:
+        return
+    with torch.cuda.device_of(queries):
+        _select[(programs,)](
+            queries, keys, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
+            lists.whole, lists.count, lists.index, lists.count if tally is None else tally,
+            per_sample, heads // per_sample, heads, heads // keys.shape[1], blocks.q.count,
+            blocks.k.count, blocks.first_video, blocks.video_blocks, task.forced.sinks,
+            task.forced.near.shape[1], min(task.budget.most, blocks.video_blocks), factor,
+            task.budget.share, keys.stride(0), keys.stride(3), keys.stride(1), keys.stride(2),
+            _step(blocks.q.lengths), _step(blocks.k.lengths),
+            D=dim, STEP=_STEP, ROWS=rows, COLUMNS=columns, TILED=tiled, BLOCK_Q=blocks.block_q,
+            BLOCK_K=blocks.block_k, MASS=task.budget.mass is not None, TALLY=tally is not None,
+            num_warps=min(16, max(4, rows * columns // _HELD_BY_WARP)), num_stages=2,
+        )  # fmt: skip
+
+
+def _transposed(keys: Tensor) -> Tensor:
+    """[B, Hkv, D, NK] of [B, NK, Hkv, D], each line from a multiple of 16 numbers on."""
+    batch, blocks, heads, dim = keys.shape
+    wide = keys.new_empty((batch, heads, dim, -(-blocks // 16) * 16))
+    wide[..., :blocks].copy_(keys.permute(0, 2, 3, 1))
+    return wide[..., :blocks]
+
+
+def _step(lengths: Tensor) -> int:
+    """Stride of the samples in a table of lengths, 0 where they share it."""
+    return lengths.stride(0) if len(lengths) > 1 else 0
