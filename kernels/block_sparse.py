@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS, choose, eligible
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.plan import BlockPlan, Shape
 from dit_accel.kernels.pooling import PooledKeys
 
 Layout = Literal["bshd", "bhsd"]
@@ -96,7 +97,7 @@ def block_sparse_attention(
         raise unknown("backend", str(backend), BACKENDS)
     if layout == "bhsd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    check_call(q, k, v, plan)
+    check_call(q, k, v, plan.blocks, plan.shape)
     _check_pooled(q, k, plan, pooled)
     chosen = choose(q, k, v, plan) if backend is None else backend
     reason = eligible(chosen, q, k, v, plan)
@@ -119,13 +120,13 @@ def _wrong_type(name: str, expected: str, value: Any) -> DitAccelError:
     return DitAccelError(f"{name}: expected {expected}, got {shown}.")
 
 
-def check_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
-    """DitAccelError unless tensors in BSHD fit together and the plan."""
+def check_call(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, shape: Shape) -> None:
+    """DitAccelError unless tensors in BSHD fit together, and a plan of these blocks and shape."""
     batch, length, heads, dim = q.shape
     for name, tensor, expected in (
-        ("q", q, (batch, plan.blocks.q_length, heads, dim)),
-        ("k", k, (batch, plan.blocks.k_length, k.shape[2], dim)),
-        ("v", v, (batch, plan.blocks.k_length, k.shape[2], dim)),
+        ("q", q, (batch, blocks.q_length, heads, dim)),
+        ("k", k, (batch, blocks.k_length, k.shape[2], dim)),
+        ("v", v, (batch, blocks.k_length, k.shape[2], dim)),
     ):
         if tensor.shape != expected:
             raise DitAccelError(
@@ -139,12 +140,12 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
             )
     if k.shape[2] == 0 or heads % k.shape[2]:
         raise DitAccelError(f"k: expected heads that divide {heads}, got {k.shape[2]}.")
-    if plan.device != q.device:
-        raise DitAccelError(f"plan: expected it on {q.device} like q, got {plan.device}.")
-    if plan.batch not in (1, batch):
-        raise DitAccelError(f"plan: expected one for batch 1 or {batch}, got {plan.batch}.")
-    if plan.heads not in (1, heads):
-        raise DitAccelError(f"plan: expected one for 1 or {heads} heads, got {plan.heads}.")
+    if blocks.device != q.device:
+        raise DitAccelError(f"plan: expected it on {q.device} like q, got {blocks.device}.")
+    if shape.batch not in (1, batch):
+        raise DitAccelError(f"plan: expected one for batch 1 or {batch}, got {shape.batch}.")
+    if shape.heads not in (1, heads):
+        raise DitAccelError(f"plan: expected one for 1 or {heads} heads, got {shape.heads}.")
 
 
 def _check_pooled(q: Tensor, k: Tensor, plan: BlockPlan, pooled: PooledKeys | None) -> None:

@@ -15,8 +15,13 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
     *_, frames, height, width = bound["hidden_states"].shape
     config: Any = model.config
     mask = bound["encoder_attention_mask"]
-    lengths = [int(n) for n in mask.sum(dim=1).tolist()]
     text = mask.shape[1]
+    held, version = cache.get("mask"), 0 if mask.is_inference() else mask._version
+    # Pipelines pass the same mask at every step: reading it from the device once is enough.
+    if held is None or held[0] is not mask or held[1] != version:
+        lengths = [int(n) for n in mask.sum(dim=1).tolist()]
+        held = cache["mask"] = (mask, version, lengths)
+    lengths = held[2]
     padded = any(n < text for n in lengths)
     return TokenLayout(
         (

@@ -93,14 +93,18 @@ def run(
     """A route's output (BSHD) under the run's clock; a call that compiles its kernel is timed
     apart, and has no span."""
     ledger, device = moment.run.ledger, q.device
+    tally = None
+    if route.plan is None:
+        pairs = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
+        tally = ledger.device_row(site, moment.step, pairs, device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     variant = route.variant(q)
     if variant is not None and variant not in session.warm:
         session.warm.add(variant)
         with ledger.compilation(device):
-            return route.attend(q, k, v, scale), None
+            return route.attend(q, k, v, scale, tally), None
     begin = mark(device)
-    output = route.attend(q, k, v, scale)
+    output = route.attend(q, k, v, scale, tally)
     span = begin, mark(device)
     ledger.timed(*span)
     return output, span

@@ -10,20 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_accel.breakeven import effort, pays
+from dit_accel.costs import effort, pays
 from dit_accel.engine.call import Tensors
 from dit_accel.kernels.backends import BACKENDS, choose, eligible, layout_kind
 from dit_accel.kernels.block_sparse import check_call
+from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.compute import Compute
+from dit_accel.kernels.geometry.blocks import blocks_of
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns.base import Pattern, kind_for
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.plan import BlockPlan, Shape
+from dit_accel.kernels.selectors.base import Context, Selector
 from dit_accel.layout import TokenLayout
 
 ROUTES = 128
 """How many routes a session keeps: a step makes the same few kinds of calls in every layer."""
-
-
-COMPILED = ("hopper", "triton", "flex", "fa4")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,17 @@ class PlanRow:
 class Route:
     """How calls of one kind run.
 
-    plan: the blocks and what they visit. reason: why `backend` cannot run it, or None.
-    pays: whether it is expected to beat dense. launched, kept: densities of a call.
+    blocks, shape: what the host knows of the plan before q and k. plan: of a pattern; None where
+    `compute` selects from q and k at each call.
+    reason: why `backend` cannot run it, or None. pays: whether it is expected to beat dense.
+    launched, kept: densities of a call; of a selector the launched one to expect.
     row: what the report says of it.
     """
 
-    compute: Pattern
-    plan: BlockPlan
+    compute: Compute
+    blocks: Blocks
+    shape: Shape
+    plan: BlockPlan | None
     backend: str
     reason: str | None
     pays: bool
@@ -59,16 +64,22 @@ class Route:
 
     def variant(self, query: Tensor) -> tuple[Any, ...] | None:
         """What tells compiled kernels apart; None where nothing is compiled."""
-        if self.backend not in COMPILED:
+        if not BACKENDS[self.backend].compiles:
             return None
-        plan = self.plan
-        return (
-            self.backend, query.dtype, query.shape[-1], plan.block_q, plan.block_k, plan.list_kinds,
-        )  # fmt: skip
+        shape = self.shape
+        made = self.compute.name if shape.online else ""
+        blocks = shape.block_q, shape.block_k, shape.kinds, shape.box is None, shape.rules
+        return self.backend, query.dtype, query.shape[-1], made, *blocks
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """The call's output, BSHD."""
-        return BACKENDS[self.backend].forward(q, k, v, self.plan, scale, False, None)[0]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, tally: Tensor | None) -> Tensor:
+        """The call's output, BSHD. tally: int64 [2] on the device, for the counts of a plan that
+        only the device knows."""
+        plan = self.plan
+        if plan is None:
+            assert isinstance(self.compute, Selector)
+            context = Context(q, k, v, self.blocks, scale, q.shape[2], tally)
+            plan = self.compute.select(context)
+        return BACKENDS[self.backend].forward(q, k, v, plan, scale, False, None)[0]
 
 
 class RouteCache:
@@ -116,65 +127,77 @@ def _seen(x: Tensor) -> tuple[Any, ...]:
 
 
 def make_route(
-    layout: TokenLayout, compute: Pattern, call: Tensors, wanted: str | None = None
+    layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None = None
 ) -> Route:
     """See RouteCache.find.
 
     Boxes that hardware copies may fit a grid badly: then tiles of any shape are the cheaper plan,
     although their tokens must be moved, or gathered by a slower kernel.
     """
-    q = call[0]
+    form = layout_kind(*call, wanted)
+    route = _route(layout, compute, call, wanted, form)
+    other = kind_for(call[0].device)
+    if wanted is not None or other == form:
+        return route
+    rival = _route(layout, compute, call, wanted, other)
+    return min((route, rival), key=lambda each: effort_of(each, call[0]))
+
+
+def effort_of(route: Route, query: Tensor) -> float:
+    """A route's time over dense, overhead aside: to compare ways to run one call."""
+    return effort(
+        route.backend,
+        query.device.type,
+        route.launched,
+        tokens=query.shape[1],
+        moved=BACKENDS[route.backend].moves(route.shape),
+        whole=_whole_share(route),
+        beside_text=route.shape.mixed,
+    )
+
+
+def _whole_share(route: Route) -> float | None:
+    """Of the visits without a token rule, the share that goes to whole blocks; None under one."""
+    if route.shape.kinds.partial:
+        return None
+    if route.plan is None:  # a selector has no favourites
+        return float((route.blocks.k.lengths == route.blocks.block_k).float().mean())
+    counts = route.plan.counts
+    return counts.whole / max(1, counts.whole + counts.short)
+
+
+def _route(
+    layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None, form: LayoutKind
+) -> Route:
+    q, _, v = call
     device, heads = q.device, q.shape[2]
-    kind = layout_kind(*call, wanted)
-    plan = compute.build(layout, device, heads, layout_kind=kind)
-    backend = wanted or choose(*call, plan)
-    if wanted is None and kind == "boxes":
-        other = compute.build(layout, device, heads, layout_kind=kind_for(device))
-        rival = choose(*call, other)
-        if effort(rival, device.type, other) < effort(backend, device.type, plan):
-            plan, backend, kind = other, rival, kind_for(device)
-    reason = eligible(backend, *call, plan)
+    plan = None
+    if isinstance(compute, Selector):
+        blocks = blocks_of(layout, compute.tiling(layout, form), device)
+        shape = compute.shape(blocks, q.shape[0], heads)
+    else:
+        assert isinstance(compute, Pattern)
+        plan = compute.build(layout, device, heads, layout_kind=form)
+        blocks, shape = plan.blocks, plan.shape
+    backend = wanted or choose(*call, shape)
+    reason = eligible(backend, *call, shape)
     if reason is None:
-        check_call(*call, plan)
-    launched = plan.launched_density(backend)
-    return Route(
-        compute,
-        plan,
-        backend,
-        reason,
-        pays(backend, device.type, _flops(*call), launched),
-        launched,
-        plan.kept_density(),
-        _row(layout, compute, plan, backend, kind),
-    )
-
-
-def _flops(q: Tensor, k: Tensor, v: Tensor) -> float:
-    """Of the dense call."""
-    rows = q.numel() // max(1, q.shape[-1])
-    return 2.0 * rows * k.shape[1] * (q.shape[-1] + v.shape[-1])
-
-
-def _row(
-    layout: TokenLayout, compute: Pattern, plan: BlockPlan, backend: str, kind: LayoutKind
-) -> PlanRow:
-    text = -(-layout.before // plan.block_q) + -(-layout.after // plan.block_q)
-    blocks = plan.q_blocks.count - text
-    waste = blocks * plan.block_q / layout.video_length - 1
-    return PlanRow(
+        check_call(*call, blocks, shape)
+    if plan is None:
+        launched = kept = compute.expected(blocks, q.shape[0], heads)
+    else:
+        launched, kept = plan.launched_density(backend), plan.kept_density()
+    video = blocks.video_blocks
+    flops = 2.0 * q.numel() * call[1].shape[1] * (1 + v.shape[-1] / max(1, q.shape[-1]))
+    waste = video * blocks.block_q / layout.video_length - 1
+    row = PlanRow(
         pattern=compute.name,
-        parameters=describe(compute),
+        parameters=compute.describe(),
         backend=backend,
-        blocks=blocks,
-        cut="blocks" if compute.by_head else compute.tiling(layout, kind).words,
-        waste=None if backend in ("torch", "reference") else waste,
-        launched_density=plan.launched_density(backend),
+        blocks=video,
+        cut="blocks" if plan is not None and compute.by_head else compute.tiling(layout, form).words,
+        waste=None if "lengths" in BACKENDS[backend].forms else waste,
+        launched_density=launched,
     )
-
-
-def describe(compute):  # bridge
-    import dataclasses
-    from dit_accel.kernels.compute import value_text
-
-    values = {f.name: getattr(compute, f.name) for f in dataclasses.fields(compute)}
-    return ", ".join(f"{name} = {v!r}" for name, v in values.items() if v is not None)
+    worth = pays(backend, device.type, flops, launched)
+    return Route(compute, blocks, shape, plan, backend, reason, worth, launched, kept, row)

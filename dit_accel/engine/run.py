@@ -17,6 +17,7 @@ class Run:
     def __init__(self, steps: int, cache_limit: int | None = None) -> None:
         self.store = Store(cache_limit)
         self.ledger = Ledger(steps)
+        self.over = False
 
     @property
     def steps(self) -> int:
@@ -24,7 +25,8 @@ class Run:
         return self.ledger.steps
 
     def end(self) -> None:
-        """Free what is kept, whatever ended the run."""
+        """Free what is kept, whatever ended the run; no forward belongs to it any more."""
+        self.over = True
         self.store.forget()
 
     def report(self, profile: str, family: str, model: str) -> Report:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from dit_accel.engine.call import Site
+from dit_accel.engine.policy import Policy, branch_class, selects
+from dit_accel.engine.profile import load_profile, parse_profile
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import pattern
 from dit_accel.kernels.patterns.composite import PerHead
-from dit_accel.engine.policy import Policy, branch_class, selects
-from dit_accel.engine.profile import load_profile, parse_profile
 
 
 def site(layer: int, kind: str = "self", expert: str = "transformer", layers: int = 10) -> Site:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from dit_accel.api import session_of
 from dit_accel.engine.call import Moment, Row, Site
 from dit_accel.engine.profile import Profile, Reuse, parse_profile
 from dit_accel.engine.reuse.output import served
 from dit_accel.engine.run import Run
 from dit_accel.engine.store import Kept, Store
-from dit_accel.hosts.diffusers.callers import last_run
 
 HEAD = "[profile]\nname = 'test'\nbreakeven = false\n"
 
@@ -119,7 +119,7 @@ def test_limit_is_kept_and_reported(tiny_wan: Any) -> None:
 def test_nothing_is_held_after_a_run(tiny_wan: Any) -> None:
     tiny_wan.pipe.enable_sparse_attention(reuse(2))
     tiny_wan.run()
-    assert len(last_run(tiny_wan.pipe).store) == 0
+    assert len(session_of(tiny_wan.pipe).run_of(tiny_wan.pipe).store) == 0
 
 
 SITE = Site("blocks.0.attn1", 0, 1, "self")

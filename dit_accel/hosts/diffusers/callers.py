@@ -36,6 +36,7 @@ class Caller:
         self._run: Run | None = None
         self._expert = ""
         self._step = -1
+        self._strangers = 0
         self._orders: Counter[tuple[str, str]] = Counter()
         self._prompts: dict[Any, tuple[int, Any]] = {}
         self._layouts: dict[Any, Any] = {}
@@ -46,10 +47,9 @@ class Caller:
         expert, here = attachment.expert, attachment.here
         branch, fields = here.context or ("", {})
         fresh = self._clock.tick(bound.get("timestep"), (expert, branch), fields)
-        if fresh or self._run is None:
+        if fresh or self._run is None or self._run.over:
             self.end()
             self._run = Run(self._clock.steps, attachment.session.settings.cache_limit)
-            _last[owner] = self._run
         elif self._expert != expert:
             self._run.store.forget(expert=self._expert)
         self._expert = expert
@@ -58,9 +58,13 @@ class Caller:
             self._orders.clear()
         order = self._orders[expert, branch]
         self._orders[expert, branch] += 1
+        if self._clock.unsure:  # a row that has never been
+            self._strangers += 1
+            order = -self._strangers
         row = Row(branch, order, self._prompt(bound.get("encoder_hidden_states")))
         layouts = attachment.adapter.layouts(attachment.model, bound, self._layouts)
         here.moment = Moment(self._run, expert, self._step, self._clock.steps, (row,), layouts)
+        attachment.session.runs[owner] = self._run
         self._places.add(attachment)
         self._run.ledger.forward_started(_device(bound))
 
@@ -103,7 +107,6 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_last: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -137,24 +140,6 @@ def end_forward(attachment: Attachment, *, failed: bool) -> None:
     moment, here.moment = here.moment, None
     if moment is not None:
         here.caller.end_forward(moment, failed=failed)
-
-
-def last_run(owner: Any) -> Run | None:
-    """The latest run of a pipeline or, of own loops, of a session."""
-    return _last.get(owner)
-
-
-def remember(owner: Any, run: Run) -> None:
-    """A run is a pipeline's latest one."""
-    _last[owner] = run
-
-
-def forget(owner: Any) -> None:
-    """As if it had not run; what this thread's run keeps is freed."""
-    run = _last.pop(owner, None)
-    if run is not None:
-        run.end()
-    _thread.callers.pop(owner, None)
 
 
 def _schedule_of(

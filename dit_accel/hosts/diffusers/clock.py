@@ -13,6 +13,9 @@ from dit_accel.errors import DitAccelError
 class StepClock:
     """Tells step, number of steps, and when a new denoising run begins.
 
+    `unsure` says that the run's forwards cannot be told from those of another window or run, so
+    that nothing kept may be served.
+
     Sources, in order: the fields of diffusers' `CacheContext`, the scheduler's `step_index`, the
     position of the timestep in `scheduler.timesteps`, and the count of changes of the timestep.
 
@@ -30,9 +33,11 @@ class StepClock:
         self._values: list[float] = []
         self._begin = 0
         self._last: float | None = None
+        self._was: float | None = None
         self._seen: set[tuple[str, str]] = set()
         self.step = 0
         self.steps = 0
+        self.unsure = False
 
     def tick(self, timestep: Any, caller: tuple[str, str], context: Mapping[str, Any]) -> bool:
         """Move to the forward that starts now; True when it begins a new denoising run.
@@ -54,16 +59,23 @@ class StepClock:
                 "the number of denoising steps is not known: pass scheduler= or steps= to "
                 "dit_accel.enable, so that a profile's step ranges have a meaning."
             )
-        step = self._known(scheduler, context)
+        step, value = self._known(scheduler, context, timestep), None
         if step is None:
-            step = self._counted(_largest(timestep), caller, fresh, total)
-        # The first timestep is never repeated within a run, so a caller that comes back to it
-        # starts again; unnamed branches share one caller and are told apart elsewhere.
-        again = step == 0 == self.step and caller[1] != "" and caller in self._seen
-        fresh = fresh or step < self.step or again
+            value = _largest(timestep)  # waits for the device
+            step = self._counted(value, caller, fresh, total)
+        fresh = fresh or step < self.step
+        repeats = value is not None and value == self._was and not self._values
+        if fresh:
+            self.unsure = False
+        elif repeats and caller[1] != "" and caller in self._seen:
+            # A second window of this step, a second evaluation (Heun), or another run that begins
+            # with the same timestep: without a scheduler nothing tells them apart.
+            self.unsure = True
+            fresh = step == 0 == self.step
         if fresh or step != self.step:
             self._seen.clear()
         self._seen.add(caller)
+        self._was = value
         self.step, self.steps = min(step, total - 1), total
         return fresh
 
@@ -90,10 +102,13 @@ class StepClock:
             # A run that starts from a noised input uses the tail of the timesteps.
             self._begin = _position(_largest(timestep), self._values) or 0
 
-    def _known(self, scheduler: Any, context: Mapping[str, Any]) -> int | None:
+    def _known(self, scheduler: Any, context: Mapping[str, Any], timestep: Any) -> int | None:
+        """The step, where it can be told without waiting for the device."""
         if context.get("step_index") is not None:
             return int(context["step_index"])
         index = getattr(scheduler, "step_index", None)
+        if index is None:
+            index = _place_in(self._timesteps, timestep)
         return None if index is None else max(int(index) - self._begin, 0)
 
     def _counted(
@@ -127,6 +142,19 @@ def _position(timestep: float | None, values: Sequence[float]) -> int | None:
             if abs(timestep * scale - value) <= 1e-4 * max(1.0, abs(value)):
                 return index
     return None
+
+
+def _place_in(timesteps: Any, timestep: Any) -> int | None:
+    """Index of a timestep that is a view of an element of `timesteps`, as loops over them give."""
+    if not isinstance(timesteps, torch.Tensor) or not isinstance(timestep, torch.Tensor):
+        return None
+    same = timestep.dtype == timesteps.dtype and timesteps.is_contiguous() and max(
+        timestep.stride(), default=0
+    ) == 0  # fmt: skip
+    memory = timesteps.untyped_storage().data_ptr()
+    if not same or memory == 0 or timestep.untyped_storage().data_ptr() != memory:
+        return None
+    return timestep.storage_offset() - timesteps.storage_offset()
 
 
 def _largest(timestep: Any) -> float | None:

@@ -14,10 +14,9 @@ from dit_accel.engine.attend import run
 from dit_accel.engine.call import Moment, Row, Site
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile, with_overrides
-from dit_accel.engine.run import Run
 from dit_accel.engine.session import Settings
 from dit_accel.errors import DitAccelError, nearest, unknown
-from dit_accel.hosts.diffusers import callers, pipeline, seam
+from dit_accel.hosts.diffusers import pipeline, seam
 from dit_accel.hosts.diffusers.attachment import KEY, Attachment, attachment_of
 from dit_accel.hosts.diffusers.hooks import RootHook
 from dit_accel.hosts.diffusers.session import DiffusersSession
@@ -87,14 +86,14 @@ def disable(transformer: nn.Module) -> None:
         return
     for attachment in list(found.session.attachments.values()):
         _detach(attachment)
-    callers.forget(found.session)
+    for owner in list(found.session.runs):
+        found.session.forget(owner)
 
 
 def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
     """See `dit_accel.methods.enable_sparse_attention`."""
     owner = weakref.ref(pipe)
     enable(_experts(pipe), lambda: [getattr(owner(), "scheduler", None)], profile, **options)
-    callers.forget(pipe)
     pipeline.mark(pipe, refresh)
 
 
@@ -102,7 +101,6 @@ def disable_pipeline(pipe: Any) -> None:
     """See `dit_accel.methods.disable_sparse_attention`."""
     for module in _modules(pipe).values():
         disable(module)
-    callers.forget(pipe)
     pipeline.unmark(pipe)
 
 
@@ -136,9 +134,8 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
     session = session_of(pipe)
     before, after = session.adapter.text_tokens
     layout = TokenLayout(session.adapter.grid(pipe, height, width, num_frames), before, after)
-    ran = callers.last_run(pipe) or Run(0, session.settings.cache_limit)
+    ran = session.runs[pipe] = session.run_of(pipe)
     moment = Moment(ran, "", 0, 1, (Row(""),), {})
-    callers.remember(pipe, ran)
     for attachment in session.attachments.values():
         site = attachment.sites[0].site
         config: Any = attachment.model.config

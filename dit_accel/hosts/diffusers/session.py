@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from dit_accel.engine.run import Run
 from dit_accel.engine.session import Session
-from dit_accel.hosts.diffusers import callers
 from dit_accel.report import Report
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ class DiffusersSession(Session):
     adapter: the models' family. model: the class of the first of them.
     schedulers: of loops that no pipeline runs, the likeliest first.
     attachments: what hangs on each transformer, by its name as a component.
+    runs: the latest run of each caller: a pipeline, or this session for loops of your own.
     """
 
     adapter: Adapter = field(kw_only=True)
     model: str = field(kw_only=True)
     schedulers: Callable[[], Sequence[Any]] = field(kw_only=True)
     attachments: dict[str, Attachment] = field(default_factory=dict)
+    runs: WeakKeyDictionary[Any, Run] = field(default_factory=WeakKeyDictionary)
 
     @property
     def sites(self) -> list[BoundSite]:
@@ -37,7 +39,7 @@ class DiffusersSession(Session):
 
     def run_of(self, owner: Any) -> Run:
         """The last run of a pipeline, or of this session's own loop; an empty one before that."""
-        found = callers.last_run(owner) or callers.last_run(self)
+        found = self.runs.get(owner) or self.runs.get(self)
         return found or Run(0, self.settings.cache_limit)
 
     def report(self, reset: bool = False) -> Report:
@@ -49,6 +51,12 @@ class DiffusersSession(Session):
         run = self.run_of(owner)
         made = run.report(self.policy.profile.name, self.adapter.family, self.model)
         if reset:
-            callers.forget(owner)
-            callers.forget(self)
+            self.forget(owner)
+            self.forget(self)
         return made
+
+    def forget(self, owner: Any) -> None:
+        """As if a caller had not run; what its run keeps is freed."""
+        run = self.runs.pop(owner, None)
+        if run is not None:
+            run.end()

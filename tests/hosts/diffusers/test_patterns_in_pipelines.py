@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.errors import DitAccelError
 from dit_accel.engine.profile import parse_profile
+from dit_accel.errors import DitAccelError
 
 HEAD = "[profile]\nbreakeven = false\n"
 SLIDING = "compute = 'sliding_tile', window = {tiles = [1, 1, 1]}, tile = [2, 3, 3]"

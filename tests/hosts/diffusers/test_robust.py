@@ -11,8 +11,8 @@ import torch
 
 import dit_accel
 from dit_accel import DitAccelError, Profile
-from dit_accel.kernels.patterns import pattern
 from dit_accel.engine.profile import Rule, parse_profile
+from dit_accel.kernels.patterns import pattern
 
 SPARSE = parse_profile(
     "[profile]\nbreakeven = false\n"

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import dit_accel
-from dit_accel.hosts.diffusers import seam
-from dit_accel.errors import DitAccelError
 from dit_accel.engine.profile import Profile, parse_profile
+from dit_accel.errors import DitAccelError
+from dit_accel.hosts.diffusers import seam
 
 SPARSE = parse_profile(
     "[profile]\nbreakeven = false\n"

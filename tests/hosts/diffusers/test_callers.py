@@ -1,0 +1,267 @@
+"""Runs belong to callers: nothing crosses between pipelines, threads, prompts and windows."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dit_accel
+from dit_accel import DitAccelError
+from dit_accel.api import session_of
+from dit_accel.engine.profile import parse_profile
+from dit_accel.hosts.diffusers.attachment import attachment_of
+
+SPARSE = parse_profile(
+    "[profile]\nbreakeven = false\n"
+    "[[rule]]\ncompute = 'sliding_tile'\nwindow = {tiles = [1, 1, 1]}\ntile = [2, 3, 3]\n"
+    "steps = [0.3, 1.0]\n"
+    "[[rule]]\nlayers = '1'\nreuse = {every = 2}\n"
+    "[[rule]]\nattention = 'cross'\nreuse = {every = 3}\n"
+)
+ONLINE = parse_profile(
+    "[profile]\nbreakeven = false\n[[rule]]\ncompute = 'block_topk'\ndensity = 0.4\n"
+    "tile = [1, 3, 3]\n[[rule]]\nlayers = '0'\nreuse = {every = 2}\n"
+)
+
+
+def sharing(tiny: Any) -> Any:
+    """Another pipeline over the same models, with a scheduler of its own; not enabled itself."""
+    base = type(tiny.pipe).__mro__[1] if hasattr(type(tiny.pipe), "_dit_accel_base") else None
+    parts = {**tiny.pipe.components}
+    parts["scheduler"] = type(tiny.pipe.scheduler).from_config(tiny.pipe.scheduler.config)
+    other = copy.copy(tiny)
+    other.pipe = (base or type(tiny.pipe))(**parts)
+    other.pipe.set_progress_bar_config(disable=True)
+    return other
+
+
+def request(tiny: Any, rng: random.Random) -> dict[str, Any]:
+    """The arguments of a call of its own: prompt, size, number of steps."""
+    noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    shape = tiny.inputs["prompt_embeds"].shape
+    return {
+        "prompt_embeds": torch.randn(shape, generator=noise),
+        "width": rng.choice([80, 112]),
+        "num_inference_steps": rng.choice([2, 3, 4]),
+    }
+
+
+@pytest.mark.parametrize("profile", [SPARSE, ONLINE], ids=["static", "online"])
+def test_threads_give_what_one_after_the_other_gives(build: Any, profile: Any) -> None:
+    """Twenty rounds of two requests at once over one transformer: same bits, same receipts."""
+    first = build("wan")
+    first.pipe.enable_sparse_attention(profile, strict=True)
+    second = sharing(first)
+    rng = random.Random(0)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            asked = [request(first, rng) for _ in range(2)]
+            pair = list(zip((first, second), asked, strict=True))
+            alone = [(tiny.run(**call), receipt(tiny)) for tiny, call in pair]
+            start = threading.Barrier(2)
+
+            def one(tiny: Any, call: dict[str, Any], start: Any = start) -> Any:
+                start.wait()
+                return tiny.run(**call), receipt(tiny)
+
+            together = list(pool.map(lambda each: one(*each), pair))
+            for (output, counts), (wanted, wanted_counts) in zip(together, alone, strict=True):
+                assert torch.equal(output, wanted) and counts == wanted_counts
+
+
+def receipt(tiny: Any) -> dict[str, Any]:
+    report = tiny.pipe.sparse_attention_report().to_dict()
+    return {key: report[key] for key in ("steps", "self", "cross", "per_layer", "per_step")}
+
+
+def test_a_request_that_raises_leaves_the_others(build: Any) -> None:
+    first = build("wan")
+    first.pipe.enable_sparse_attention(SPARSE)
+    second = sharing(first)
+    wanted = first.run(num_inference_steps=4)
+
+    def fails(pipe: Any, step: int, timestep: Any, kwargs: Any) -> Any:
+        if step == 1:
+            raise RuntimeError("enough")
+        return kwargs
+
+    with ThreadPoolExecutor(2) as pool:
+        good = pool.submit(first.run, num_inference_steps=4)
+        bad = pool.submit(second.run, callback_on_step_end=fails)
+        assert torch.equal(good.result(), wanted)
+        with pytest.raises(RuntimeError, match="enough"):
+            bad.result()
+
+
+def test_the_schedule_is_that_of_the_pipeline_that_runs(build: Any) -> None:
+    first = build("flux")
+    first.pipe.enable_sparse_attention(SPARSE)
+    first.run(num_inference_steps=4)
+    second = sharing(first)
+    for steps in (12, 5):
+        second.run(num_inference_steps=steps)
+        report = second.pipe.sparse_attention_report()
+        assert report.steps == steps
+        assert [row["step"] for row in report.per_step] == list(range(steps))
+        assert first.pipe.sparse_attention_report().steps == 4
+
+
+@pytest.mark.parametrize("ended_by", ["callback", "forward", "interrupt"])
+def test_whatever_ends_a_run_frees_what_it_kept(build: Any, ended_by: str) -> None:
+    tiny = build("wan")
+    tiny.pipe.enable_sparse_attention(SPARSE)
+    clean = tiny.run()
+    error = KeyboardInterrupt if ended_by == "interrupt" else RuntimeError
+    kept: list[weakref.ref[Any]] = []
+
+    def stop(*args: Any) -> None:
+        store = session_of(tiny.pipe).run_of(tiny.pipe).store
+        kept.extend(weakref.ref(each.value) for each in store._kept.values())
+        if kept:
+            raise error("stop")
+
+    change: dict[str, Any] = {}
+    if ended_by == "forward":
+        hook = tiny.pipe.transformer.blocks[2].attn1.register_forward_hook(stop)
+    else:
+        change["callback_on_step_end"] = lambda pipe, step, t, kwargs: stop() or kwargs
+    with pytest.raises(error):
+        tiny.run(**change)
+    if ended_by == "forward":
+        hook.remove()
+    gc.collect()
+    assert kept and all(ref() is None for ref in kept)
+    attachment = attachment_of(tiny.pipe.transformer)
+    assert attachment is not None and attachment.here.moment is None
+    assert torch.equal(tiny.run(), clean)
+
+
+def forwards(
+    model: nn.Module, calls: list[tuple[float, str, torch.Tensor]], latents: Any = None
+) -> list[torch.Tensor]:
+    """Forwards at (timestep, branch, prompt) of an own loop."""
+    if latents is None:
+        noise = torch.randn(1, 16, 5, 10, 14, generator=torch.Generator().manual_seed(0))
+        latents = [noise] * len(calls)
+    outputs = []
+    with torch.no_grad():
+        for (time, branch, prompt), x in zip(calls, latents, strict=True):
+            with model.cache_context(branch):
+                outputs.append(model(x, torch.tensor([time]), prompt, return_dict=False)[0])
+    return outputs
+
+
+REUSE = parse_profile(
+    "[profile]\nbreakeven = false\n[[rule]]\nreuse = {every = 2}\n"
+    "[[rule]]\nattention = 'cross'\nreuse = {every = 2}\n"
+)
+
+
+def prompts(count: int) -> list[torch.Tensor]:
+    noise = torch.Generator().manual_seed(1)
+    return [torch.randn(1, 8, 16, generator=noise) for _ in range(count)]
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_windows_of_one_branch_keep_their_own(build: Any, scheduled: bool) -> None:
+    """Two windows under one branch name in each step are never served each other's outputs."""
+    model = build("wan").pipe.transformer
+    scheduler = SimpleNamespace(timesteps=torch.tensor([900.0, 800.0, 500.0, 200.0]))
+    how: dict[str, Any] = {"scheduler": scheduler} if scheduled else {"steps": 4}
+    text, latents = prompts(1)[0], torch.randn(2, 1, 16, 5, 10, 14)
+    calls = [(t, "cond", text) for t in (900.0, 800.0)]
+
+    def alone(window: torch.Tensor) -> list[torch.Tensor]:
+        dit_accel.enable(model, profile=REUSE, **how)
+        return forwards(model, calls, [window] * 2)
+
+    wanted = [alone(window) for window in latents]
+    session = dit_accel.enable(model, profile=REUSE, **how)
+    both = forwards(model, [call for call in calls for _ in latents], [*latents, *latents])
+    reused = session.report().kinds["self"]["reused"]
+    if scheduled:
+        assert torch.equal(both[2], wanted[0][1]) and torch.equal(both[3], wanted[1][1])
+        assert reused == 2 * 3
+    else:  # nothing tells a window from another run: then nothing is served
+        assert reused == 0
+
+
+@pytest.mark.parametrize("how", ["replaced", "overwritten"])
+def test_a_prompt_that_changes_is_computed_anew(build: Any, how: str) -> None:
+    model = build("wan").pipe.transformer
+    one, two = prompts(2)
+    session = dit_accel.enable(model, profile=REUSE, steps=4)
+    (wanted,) = forwards(model, [(800.0, "cond", two)])
+    session.report(reset=True)
+    given = one.clone()
+    forwards(model, [(900.0, "cond", given)])
+    if how == "overwritten":
+        given.copy_(two)
+    (got,) = forwards(model, [(800.0, "cond", given if how == "overwritten" else two)])
+    assert torch.equal(got, wanted)
+    assert session.report().kinds["self"]["reused"] == 0
+
+
+def test_unnamed_calls_at_one_timestep_are_one_step(build: Any) -> None:
+    model = build("wan").pipe.transformer
+    one, two = prompts(2)
+    session = dit_accel.enable(model, profile=SPARSE, steps=4)
+    latents = torch.zeros(1, 16, 5, 10, 14)
+    with torch.no_grad():
+        for time in (900.0, 700.0, 500.0, 300.0):
+            for prompt in (one, two):
+                model(latents, torch.tensor([time]), prompt, return_dict=False)
+    report = session.report()
+    assert [(row["step"], row["calls"]) for row in report.per_step] == [(n, 6) for n in range(4)]
+
+
+def test_a_shared_transformer_leaves_the_other_expert(build: Any) -> None:
+    two, one = build("wan_two_experts"), build("wan")
+    one.pipe.transformer = two.pipe.transformer
+    two.pipe.enable_sparse_attention(SPARSE)
+    one.pipe.enable_sparse_attention(SPARSE)
+    assert attachment_of(two.pipe.transformer_2) is not None
+    two.run()
+    report = two.pipe.sparse_attention_report()
+    assert report.kinds["self"]["calls"] == 3 * 2 * 6 and report.kinds["self"]["sparse"] > 0
+
+
+@pytest.mark.parametrize("what", ["transformer", "block", "attention"])
+def test_what_was_exchanged_is_attached_again(build: Any, what: str) -> None:
+    tiny, spare = build("wan"), build("wan")
+    spare.pipe.transformer.load_state_dict(tiny.pipe.transformer.state_dict())
+    tiny.pipe.enable_sparse_attention(SPARSE)
+    wanted = tiny.run()
+    if what == "transformer":
+        tiny.pipe.transformer = spare.pipe.transformer
+    elif what == "block":
+        tiny.pipe.transformer.blocks[1] = spare.pipe.transformer.blocks[1]
+    else:
+        tiny.pipe.transformer.blocks[2].attn1 = spare.pipe.transformer.blocks[2].attn1
+    assert torch.equal(tiny.run(), wanted)
+    assert tiny.pipe.sparse_attention_report().kinds["self"]["calls"] == 18
+    tiny.pipe.disable_sparse_attention()
+    assert attachment_of(tiny.pipe.transformer) is None
+
+
+def test_a_copied_pipeline_is_stock(build: Any) -> None:
+    tiny = build("flux")
+    stock = tiny.run()
+    tiny.pipe.enable_sparse_attention(SPARSE)
+    copied = copy.deepcopy(tiny)
+    assert torch.equal(copied.run(), stock)
+    with pytest.raises(DitAccelError, match="not enabled"):
+        copied.pipe.sparse_attention_report()
+    assert type(copied.pipe) is type(tiny.pipe).__mro__[1]
+    tiny.pipe.disable_sparse_attention()
+    assert type(tiny.pipe) is type(copied.pipe)
