@@ -58,7 +58,7 @@ def test_boxes_only_where_they_fit_the_grid(
     rule = pattern("sliding_tile", window={"fraction": [1.0, 0.5, 0.5]})
     tensors = torch.zeros(3, 1, layout.length, 2, 64).unbind()
     route = routes.make_route(layout, rule, tensors)
-    assert (route.plan.box is not None) == (better == "boxes")
+    assert (route.shape.box is not None) == (better == "boxes")
     assert route.backend == "torch" and route.reason is None
 
 
