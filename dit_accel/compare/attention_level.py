@@ -143,13 +143,11 @@ def dense(capture: Capture) -> Tensor:
 def _rows(capture: Capture, output: Tensor) -> Tensor:
     """float32 [rows, heads, head_dim] of valid tokens; what padding gives is never looked at."""
     layout = capture.layout
-    if layout.valid is None:
+    if layout.samples is None:
         return output.flatten(0, 1).float()
     keep = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
-    end = layout.video_start + layout.video_length
-    for sample, (before, after) in enumerate(layout.valid):
-        keep[sample, :before] = True
-        keep[sample, layout.video_start : end + after] = True
+    for sample in range(layout.samples):
+        keep[sample, layout.valid_tokens(sample)] = True
     return output[keep].float()
 
 

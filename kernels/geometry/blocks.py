@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.blocks import Blocks, BlockTable
-from dit_accel.kernels.geometry.tiling import Geometry, Tiling, clipped_split, geometry, grouped
+from dit_accel.kernels.geometry.spans import side_blocks, side_order, valid_lengths
+from dit_accel.kernels.geometry.tiling import Geometry, Tiling, geometry, grouped
 from dit_accel.kernels.geometry.visibility import EVERY, NONE, Relation
 from dit_accel.kernels.plan import BlockPlan, Rule, TokenMask, Visits, plan_of
 from dit_accel.layout import TokenLayout
@@ -37,11 +38,6 @@ class Member:
 Union = tuple[Member, ...]
 
 
-def span_runs(length: int, block: int) -> tuple[int, ...]:
-    """Sizes of the runs that a span is split in: whole blocks, then the rest."""
-    return clipped_split(length, block)
-
-
 def blocks_of(layout: TokenLayout, tiling: Tiling, device: torch.device | str) -> Blocks:
     """How a call over `layout` is cut: the video by `tiling`, other spans in runs of whole blocks.
 
@@ -49,10 +45,10 @@ def blocks_of(layout: TokenLayout, tiling: Tiling, device: torch.device | str) -
     later); key blocks are cut to each sample's valid prefix.
     """
     device = torch.device(device)
-    before, after = (span_runs(n, tiling.block) for n in (layout.before, layout.after))
+    before, after = side_blocks(layout, tiling.block)
     sizes = np.array([*before, *tiling.lengths, *after], np.int64)
     starts = sizes.cumsum() - sizes
-    keys = _valid_lengths(layout, sizes, starts)
+    keys = valid_lengths(layout, sizes, starts)
     order = tile_order(layout, tiling, device)
     origins = _origins(layout, tiling, starts, len(before))
     starts_there, sizes_there, keys_there, *origins_there = (
@@ -67,7 +63,7 @@ def blocks_of(layout: TokenLayout, tiling: Tiling, device: torch.device | str) -
         layout.length,
         tiling.block,
         tiling.block,
-        box=tiling.box,
+        box=None if layout.permuted else tiling.box,
         grid=layout.grid,
         video_start=layout.video_start,
         first_video=len(before),
@@ -106,8 +102,11 @@ def build_plan(
 
 
 def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Tensor | None:
-    """int32 [L]: raster tokens sorted by tile, in raster order within; None if nothing moves."""
-    if tiling.raster:
+    """int32 [L]: raster tokens sorted by tile, in raster order within; None if nothing moves.
+
+    Beside the video valid tokens come first in a span whose mask is no prefix.
+    """
+    if tiling.raster and not layout.permuted:
         return None
     tile = torch.zeros((), dtype=torch.int32, device=device)
     token = torch.zeros((), dtype=torch.int64, device=device)
@@ -119,7 +118,7 @@ def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Ten
         tile = tile * len(parts) + part.view(shape)
         token = token * sum(parts) + place.view(shape)
     video = token.reshape(-1)[tile.reshape(-1).argsort(stable=True)] + layout.video_start
-    tokens = torch.arange(layout.length, device=device)
+    tokens = side_order(layout, device)
     stop = layout.video_start + layout.video_length
     return torch.cat([tokens[: layout.video_start], video, tokens[stop:]]).int()
 
@@ -229,24 +228,9 @@ def _origins(
     layout: TokenLayout, tiling: Tiling, starts: np.ndarray, first: int
 ) -> np.ndarray | None:
     """[N, 3]; the video's blocks are rows `first` and on. None where runs are not consecutive."""
-    if max(tiling.dilation) > 1 or (tiling.straddles and not tiling.raster):
+    if layout.permuted or max(tiling.dilation) > 1 or (tiling.straddles and not tiling.raster):
         return None
     origins = np.stack([np.full_like(starts, -1), starts, np.zeros_like(starts)], -1)
     if not tiling.straddles:
         origins[first : first + tiling.tiles] = geometry(tiling).low
     return origins
-
-
-def _valid_lengths(layout: TokenLayout, lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """[Bp, N]: tokens of each block that are valid in each sample; Bp is 1 where samples agree."""
-    if layout.valid is None:
-        return lengths[None]
-    samples = layout.valid[:1] if len(set(layout.valid)) == 1 else layout.valid
-    valid = np.array(samples)
-    after = layout.video_start + layout.video_length
-    stops = np.where(
-        starts < layout.video_start,
-        valid[:, :1],
-        np.where(starts >= after, valid[:, 1:] + after, after),
-    )
-    return np.minimum(lengths, np.maximum(stops - starts, 0))

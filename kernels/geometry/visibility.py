@@ -89,7 +89,7 @@ class AnyOf(Relation):
 
 
 @dataclass(frozen=True, eq=False)
-class Disc(BoxRelation):
+class DiscRelation(BoxRelation):
     """Pairs of allowed frames ([T, T]) whose squared spatial distance is below `limit`."""
 
     frames: np.ndarray

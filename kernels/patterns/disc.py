@@ -16,8 +16,7 @@ import numpy as np
 from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
 from dit_accel.kernels.geometry.tiling import Tiling, Triple
-from dit_accel.kernels.geometry.visibility import Disc as DiscRelation
-from dit_accel.kernels.geometry.visibility import Relation
+from dit_accel.kernels.geometry.visibility import DiscRelation, Relation
 from dit_accel.kernels.geometry.windows import WHOLE, Window
 from dit_accel.kernels.patterns.base import EXACT_HELP, Rules, parts_see, window_param
 
