@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 
-from dit_accel.breakeven import effort, pays
+from dit_accel.breakeven import effort
 from dit_accel.broadcast import Entry, tensors_of
 from dit_accel.compiled import slots
+from dit_accel.costs import pays
 from dit_accel.errors import StrictError
 from dit_accel.kernels.backends import BACKENDS, choose, eligible, layout_kind, moves_tokens
 from dit_accel.kernels.block_sparse import Layout, check_call

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_accel.costs.kernels import split_pays
 from dit_accel.errors import unknown
 from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, fa4_obstacle
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
@@ -124,9 +125,13 @@ def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None
 
 
 def _hopper_pays(q: Tensor, plan: BlockPlan) -> bool:
-    from dit_accel.kernels.hopper.split_cost import split_pays
-
-    return not plan.list_kinds.pooled or split_pays(q.shape[-1], plan)
+    return not plan.list_kinds.pooled or split_pays(
+        q.shape[-1],
+        plan.visits,
+        plan.block_k,
+        gathered=plan.k_blocks.order is not None,
+        moved=plan.scattered,
+    )
 
 
 def _hopper_forward(*call: Any) -> tuple[Tensor, Tensor | None]:

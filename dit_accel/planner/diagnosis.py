@@ -7,10 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_accel.costs.files import no_table
+from dit_accel.costs.table import cost_table
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.pipelines.registry import ADAPTERS
-from dit_accel.planner.costs import cost_table, no_table
 from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
 from dit_accel.policy import Policy, SiteKey

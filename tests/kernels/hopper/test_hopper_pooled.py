@@ -11,12 +11,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton.experimental.gluon")
+from dit_accel.costs.kernels import split_pays
 from dit_accel.kernels.backends import BACKENDS, choose
 from dit_accel.kernels.hopper import launch
 from dit_accel.kernels.hopper.launch import hopper_attention
 from dit_accel.kernels.hopper.lists import plan_obstacle
-from dit_accel.kernels.hopper.split_cost import split_pays
-from dit_accel.kernels.plan import ListKinds
+from dit_accel.kernels.plan import BlockPlan, ListKinds
 from dit_accel.kernels.torch_backend import torch_attention
 
 Make = Callable[..., Any]
@@ -94,7 +94,11 @@ def pooled_plan(random_plan: Make, visits: int, block_k: int = 128, shuffled: bo
 def test_the_split_pays_where_lists_are_long(random_plan: Make) -> None:
     def fewest(head_dim: int, **how: Any) -> int:
         plans = (pooled_plan(random_plan, n, **how) for n in range(1, 80))
-        return next((p.visits for p in plans if split_pays(head_dim, p)), 0)
+        return next((p.visits for p in plans if pays(head_dim, p)), 0)
+
+    def pays(head_dim: int, plan: BlockPlan) -> bool:
+        how = {"gathered": plan.k_blocks.order is not None, "moved": plan.scattered}
+        return split_pays(head_dim, plan.visits, plan.block_k, **how)
 
     # Worked out by hand: 2 x passes x 0.0079 x head_dim / saved, rounded up.
     assert fewest(128) == 19  # 2 x 3 x 1.011 / 0.32

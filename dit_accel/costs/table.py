@@ -2,40 +2,33 @@
 
 A sparse call is a list of items, one for each query block of each head: an item takes `row` plus,
 for each key block that it visits, `whole`, `short` or `partial` (no mask, a length mask, the token
-rule). Items are dealt to the GPU's `programs` (see `work`); the call takes `launch` plus what the
-busiest one has. A dense call visits every pair of blocks; `short` is its price of one where
-the length is no multiple of a block. All prices are clock cycles; `clock` makes milliseconds of
-them, because a short call runs at another clock than a long one.
+rule). Items are dealt to the GPU's `programs` (see planner/work.py); the call takes `launch` plus
+what the busiest one has. A dense call visits every pair of blocks; `short` is its price of one
+where the length is no multiple of a block. All prices are clock cycles; `clock` makes milliseconds
+of them, because a short call runs at another clock than a long one.
 
 The same backend runs other kernels, with constants of their own, for blocks that are gathered
-through an order, and for boxes beside runs of text tokens: see `kernel_of`.
+through an order ("triton gathered"), and for boxes beside runs of text tokens ("hopper mixed").
 """
 
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from dit_accel.costs.clock import Clock
+from dit_accel.costs.files import DENSE, MACHINE, TABLES, gpu_key, table_file, this_gpu, values_of
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.plan import BlockPlan, TokenMask
-from dit_accel.planner.clock import Clock
-from dit_accel.planner.work import FULL_BLOCK, work_of
 
-TABLES = Path(__file__).parent / "tables"
-COLUMNS = ("backend", "head_dim", "constant", "value", "unit", "source")
-STAND_INS = {"h100": "h200"}
-"""GPUs whose numbers another one's table gives: the same kernels on as many multiprocessors."""
-DENSE = "dense"
-MACHINE = "machine"
-MOVING = 8
-"""Passes over a tensor's elements that moving query, key, value and output takes."""
+PARTS = ("row", "whole", "short", "partial")
+"""What an item is made of: itself, then visits without a mask, under a length mask, and under the
+token rule."""
+FULL_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -52,15 +45,22 @@ class Constants:
     partial: float
     rules: Mapping[str, float] = field(default_factory=dict)
 
-    def prices(self, mask: TokenMask | None) -> np.ndarray:
-        """Of each of `work.PARTS` under a token rule."""
-        masked = self.partial if mask is None else masked_price(self, mask)
-        return np.array([self.row, self.whole, self.short, masked])
+    def prices(self, rules: Sequence[str] = ()) -> np.ndarray:
+        """Of each of PARTS where a pair counts if one of these token rules keeps it."""
+        return np.array([self.row, self.whole, self.short, self.masked(rules)])
+
+    def masked(self, rules: Sequence[str]) -> float:
+        """Cycles of a partial visit; of two rules, both masks' share over a whole one."""
+        label = "+".join(rules)
+        if label in self.rules or not rules:
+            return self.rules.get(label, self.partial)
+        prices = [self.rules.get(name, self.partial) for name in rules]
+        return max(max(prices), sum(prices) - self.whole * (len(prices) - 1))
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Measured constants of a GPU; see samples/measure_planner.py.
+    """Measured constants of a GPU; see samples/tools/measure_planner.py.
 
     gpu: whose they are. stands_for: the GPU that was asked for, where that is another one.
     """
@@ -81,7 +81,7 @@ class CostTable:
     def of(self, backend: str, head_dim: int, kernel: str = "") -> Constants:
         """Constants for a head_dim: the next larger one measured, or the largest scaled up.
 
-        kernel: of the backend (see `kernel_of`), where it was measured apart.
+        kernel: of the backend, where it was measured apart.
         """
         known = sorted(dim for name, dim in self.constants if name == kernel)
         backend = kernel if known else backend
@@ -115,29 +115,6 @@ class CostTable:
         """Milliseconds of a backend's call without any work."""
         return self.of(backend, head_dim).launch / self.clock.busy / 1e3
 
-    def sparse_ms(
-        self,
-        plan: BlockPlan,
-        backend: str,
-        batch: int,
-        heads: int,
-        head_dim: int,
-        *,
-        moved: bool = False,
-    ) -> float:
-        """Predicted milliseconds of a call that runs a plan.
-
-        moved: queries, keys, values and output are moved in memory.
-        """
-        known = self.of(backend, head_dim, kernel_of(backend, plan, moved=moved))
-        moving = 0.0
-        if moved:
-            moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.q_length)
-        prices = known.prices(plan.token_mask)
-        work = work_of(plan, backend, batch, heads, self.programs)
-        spent = known.launch + float(prices @ work.busiest(prices, self.programs))
-        return moving + self.clock.ms(spent, visit_flops(work.visits, head_dim))
-
     def linear_ms(self, weights: float, tokens: int) -> float:
         """Predicted milliseconds of linear layers with so many weights over so many tokens."""
         return 2 * weights * tokens / self.linear_tflops / 1e9
@@ -152,40 +129,6 @@ def visit_flops(visits: float, head_dim: int) -> float:
     return 4.0 * FULL_BLOCK**2 * head_dim * visits
 
 
-def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
-    """The name that a call's kernel has in tables: the backend, and what sets the kernel apart."""
-    if backend == "triton" and plan.k_blocks.order is not None:
-        return "triton gathered"
-    if backend == "hopper" and not moved and plan.box is not None:
-        return "hopper mixed" if plan.mixed else "hopper"
-    return backend
-
-
-def masked_price(known: Constants, mask: TokenMask) -> float:
-    """Cycles of a partial visit; of two rules, both masks' share over a whole one."""
-    if mask.label in known.rules:
-        return known.rules[mask.label]
-    prices = [known.rules.get(name, known.partial) for name, _ in mask.rules]
-    return max(max(prices), sum(prices) - known.whole * (len(prices) - 1))
-
-
-def gpu_key(name: str) -> str:
-    """Short name of a GPU, such as h200 for "NVIDIA H200"."""
-    text = name.lower()
-    found = re.search(r"\b(gb|[abhl])\d{2,3}s?\b|rtx[ -]?(pro )?[a\d]\d{3,4}( ?(ti|super))?", text)
-    return re.sub(r"[^a-z0-9]+", "", found.group(0) if found else text.removeprefix("nvidia "))
-
-
-def this_gpu() -> str:
-    """Name of this machine's GPU, "" where there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-
-
-def shipped_gpus(folder: Path = TABLES) -> list[str]:
-    """GPUs that there is a table for."""
-    return sorted(path.stem for path in folder.glob("*.csv"))
-
-
 def cost_table(gpu: str | None, folder: Path = TABLES) -> CostTable | None:
     """The table of a GPU by its name, None where none is shipped.
 
@@ -194,49 +137,27 @@ def cost_table(gpu: str | None, folder: Path = TABLES) -> CostTable | None:
     if gpu is not None and not isinstance(gpu, str):
         raise DitAccelError(f'gpu: expected a name such as "h100", got {gpu!r}.')
     name = this_gpu() if gpu is None else gpu
-    if not name:
+    path = table_file(name, folder) if name else None
+    if path is None:
         return None
     key = gpu_key(name)
-    for stem in (key, STAND_INS.get(key, key)):
-        path = folder / f"{stem}.csv"
-        if path.is_file():
-            return _read(path, "" if stem == key else key)
-    return None
-
-
-def known_gpus(folder: Path = TABLES) -> str:
-    """The GPUs that calls can be predicted for, as a list to read."""
-    there = shipped_gpus(folder)
-    for stand_in, own in STAND_INS.items():
-        if own in there and stand_in not in there:
-            there.append(f"{stand_in} (by the numbers of {own})")
-    return ", ".join(there) or "none yet"
-
-
-def no_table(gpu: str, folder: Path = TABLES) -> DitAccelError:
-    """The error for a GPU that was asked for by name and has no table."""
-    return DitAccelError(
-        f"gpu: there is no table of measured costs for {gpu!r}; there are: "
-        f"{known_gpus(folder)}. Leave it out to be told densities and the bound alone: "
-        "without a table, times are relative only."
-    )
+    return _read(path, "" if path.stem == key else key)
 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, stands_for: str) -> CostTable:
     with path.open(encoding="utf-8", newline="") as file:
-        return parse_table(path.stem, list(csv.DictReader(file)), stands_for)
+        return parse_table(path.stem, csv.DictReader(file), stands_for)
 
 
 def parse_table(gpu: str, rows: Iterable[Mapping[str, str]], stands_for: str = "") -> CostTable:
-    """A table from its rows (see COLUMNS); DitAccelError where a constant is missing."""
-    values: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        place = row["backend"], int(row["head_dim"])
-        values.setdefault(place, {})[row["constant"]] = float(row["value"])
-    machine = values.pop((MACHINE, 0), {})
+    """A table from its rows (see `files`); DitAccelError where a constant is missing."""
+    values = values_of(rows)
+    machine = values.get((MACHINE, 0), {})
     try:
-        constants = {place: _constants(known) for place, known in values.items()}
+        constants = {
+            (backend, dim): _constants(known) for (backend, dim), known in values.items() if dim
+        }
         return CostTable(
             gpu,
             constants,
