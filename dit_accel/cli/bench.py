@@ -12,6 +12,7 @@ import typer
 from dit_accel.cli import option
 from dit_accel.cli.console import guarded, out
 from dit_accel.errors import DitAccelError
+from dit_accel.pipelines.registry import PRESETS
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +21,7 @@ bench = typer.Typer(
 )
 
 WHAT = "What to measure"
+BUILT = [name for name, preset in PRESETS.items() if preset.config is not None]
 
 Csv = Annotated[
     Path | None,
@@ -134,7 +136,7 @@ def step(
     model: Annotated[
         str,
         typer.Option(
-            help="wan-1.3b, wan-14b, wan-5b, hunyuan, cogvideox-5b, flux, ltx; tiny-wan for a CPU.",
+            help=f"{', '.join(BUILT)}; tiny-wan for a CPU.",
             rich_help_panel=WHAT,
         ),
     ],

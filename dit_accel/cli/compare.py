@@ -144,7 +144,7 @@ def compare(
 
     Example: [bold]dit-accel compare --profiles dense,balanced,fast --out report[/]
     """
-    from dit_accel.compare.job import Options, run, run_attention
+    from dit_accel.cli.compare_job import Options, run, run_attention
 
     call = {
         "height": height,

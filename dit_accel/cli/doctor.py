@@ -10,8 +10,8 @@ from importlib import metadata
 from rich.table import Table
 
 import dit_accel
-from dit_accel.cli.models import demo_folder
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import demo_folder
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "imageio-ffmpeg")
 NO_GPU = "none: torch is a build without CUDA"

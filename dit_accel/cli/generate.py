@@ -16,9 +16,9 @@ import dit_accel
 from dit_accel.cli import runtime
 from dit_accel.cli.arguments import accepted_by, pipeline_call
 from dit_accel.cli.console import err, out, warn
-from dit_accel.cli.models import Model, find_model
 from dit_accel.cli.progress import denoising_bar
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import Model, find_model
 from dit_accel.video import check_output, check_writable, replacing, write_video
 
 if TYPE_CHECKING:

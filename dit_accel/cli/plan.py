@@ -11,6 +11,7 @@ import typer
 from dit_accel.cli import option
 from dit_accel.cli.console import out
 from dit_accel.errors import DitAccelError
+from dit_accel.pipelines.registry import PRESETS
 
 PATTERN = "Pattern"
 
@@ -19,8 +20,7 @@ def plan(
     model: Annotated[
         str,
         typer.Option(
-            help="wan-14b, wan-1.3b, wan-5b, hunyuan, cogvideox-5b, cogvideox-2b, ltx, flux, "
-            "mochi, demo, a folder in diffusers' format or a Hub id.",
+            help=f"{', '.join(PRESETS)}, demo, a folder in diffusers' format or a Hub id.",
             rich_help_panel=option.MODEL,
         ),
     ] = "wan-14b",

@@ -142,7 +142,7 @@ def plan(
     """What a pattern would do to a model's self-attention at a size.
 
     Args:
-        model: "wan-14b" and the like (see `planner.models.KNOWN`), a folder in diffusers' format, a
+        model: "wan-14b" and the like (see `pipelines.registry`), a folder in diffusers' format, a
             Hub id, or "demo".
         height, width, frames: in pixels; the model's usual ones unless given.
         pattern: a pattern, a table such as {"compute": "radial", "decay": 0.3}, or the name of one

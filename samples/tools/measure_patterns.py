@@ -36,7 +36,6 @@ from dit_accel import api
 from dit_accel.attention import planned
 from dit_accel.bench.machine import machine
 from dit_accel.cli import runtime
-from dit_accel.cli.models import find_model
 from dit_accel.compare.metrics import choose_metrics
 from dit_accel.compare.prompts import read_prompts
 from dit_accel.errors import unknown
@@ -44,6 +43,7 @@ from dit_accel.kernels.patterns import Pattern, pattern
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 from dit_accel.metrics import psnr
+from dit_accel.models.find import find_model
 from dit_accel.planner.forecast import describe
 from dit_accel.profile import Profile, Rule
 

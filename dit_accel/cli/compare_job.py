@@ -26,7 +26,6 @@ from rich.text import Text
 from dit_accel.cli import runtime
 from dit_accel.cli.arguments import pipeline_call
 from dit_accel.cli.console import err, out, warn
-from dit_accel.cli.models import Model, demo_folder, find_model
 from dit_accel.compare import attention_level, tables
 from dit_accel.compare.methods import Method, choose_methods
 from dit_accel.compare.metrics import DEFAULT, check_metrics
@@ -37,6 +36,7 @@ from dit_accel.compare.specs import load_spec, split_profiles
 from dit_accel.compare.store import Store, open_store
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS
+from dit_accel.models.find import Model, demo_folder, find_model
 from dit_accel.video import check_writable, replacing
 
 LEAST_WIDE, WIDE = 96, 240
