@@ -50,30 +50,35 @@ class Options:
     """The command line, as it was given; see `cli/compare.py` for what each one means."""
 
     model: str
+    revision: str | None
+    variant: str | None
     profiles: str | None
+    against: str
     prompts: str | None
-    out: Path
+    seeds: str
+    metrics: str | None
     call: Mapping[str, Any]
-    against: str = ""
-    seeds: str = "0"
-    metrics: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    image: Path | None = None
-    dtype: str | None = None
-    device: str | None = None
-    offload: str = "none"
-    backend: str | None = None
-    fps: float | None = None
-    repeats: int | None = None
-    error_maps: str = "first"
-    breakeven: bool | None = None
-    strict: bool = False
-    keep_going: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    layers: str | None = None
-    moments: str | None = None
+    image: Path | None
+    repeats: int | None
+    error_maps: str
+    no_breakeven: bool
+    strict: bool
+    backend: str | None
+    keep_going: bool
+    dtype: str | None
+    device: str | None
+    offload: str
+    output: Path
+    resume: bool
+    overwrite: bool
+    fps: float | None
+    layers: str | None
+    moments: str | None
+
+    @property
+    def breakeven(self) -> bool | None:
+        """What to set in every profile, None for what it says itself."""
+        return False if self.no_breakeven else None
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def run(options: Options) -> None:
     job = prepare(options)
     methods = _methods(job)
     asked = run_of(job.request, methods, job.device, job.dtype)
-    store = open_store(options.out, asked, resume=options.resume, overwrite=options.overwrite)
+    store = open_store(options.output, asked, resume=options.resume, overwrite=options.overwrite)
     kept = sum(clip.status == "done" for clip in store.clips.values())
     if kept:
         err.print(f"{kept} clips are there already and are kept.", highlight=False)
@@ -137,7 +142,7 @@ def run_attention(options: Options) -> None:
         moments = tuple(_numbers("--moments", options.moments, float))
         if not all(0 <= moment <= 1 for moment in moments):
             raise DitAccelError(f"--moments are fractions of the run in 0..1: {options.moments}")
-    files = [options.out / "attention.csv", options.out / "attention.json"]
+    files = [options.output / "attention.csv", options.output / "attention.json"]
     for file in files:
         check_writable(file)
         if file.exists() and not options.overwrite:

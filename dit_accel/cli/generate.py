@@ -30,20 +30,20 @@ class Request:
     """What the user asked for; `call` holds the pipeline's arguments that were given."""
 
     prompt: str
+    model: str
+    revision: str | None
+    variant: str | None
     call: Mapping[str, Any]
-    model: str = "demo"
-    revision: str | None = None
-    variant: str | None = None
-    profile: str = "auto"
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    offload: str = "none"
-    image: Path | None = None
-    out: str | None = None
-    fps: float | None = None
-    report: Path | None = None
-    strict: bool = False
+    image: Path | None
+    seed: int
+    profile: str
+    strict: bool
+    dtype: str | None
+    device: str | None
+    offload: str
+    output: str | None
+    fps: float | None
+    report: Path | None
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def run(request: Request) -> None:
 
 
 def _check_files(request: Request) -> None:
-    if request.out is not None:
-        check_output(request.out)
+    if request.output is not None:
+        check_output(request.output)
     if request.report is not None:
         if request.report.is_dir():
             raise DitAccelError(
@@ -109,7 +109,7 @@ def prepare(request: Request) -> Job:
             model, request.prompt, request.call, request.image, request.fps, warn
         )
     video = "num_frames" in accepted_by(pipeline_class)
-    output = Path(request.out or _default_name(request, video))
+    output = Path(request.output or _default_name(request, video))
     check_output(output)
     if request.report is not None and request.report.resolve() == output.resolve():
         raise DitAccelError(f"--out and --report are the same file {output}: give two names")
