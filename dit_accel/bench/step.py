@@ -292,10 +292,7 @@ def _timed_row(
 ) -> StepRow:
     return replace(
         row,
-        ms=timing.median_ms,
-        best_ms=timing.best_ms,
-        worst_ms=timing.worst_ms,
-        repeats=timing.repeats,
+        **timing.columns(),
         first_ms=first,
         attention_ms=attention,
         self_attention_ms=own,
