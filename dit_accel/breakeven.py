@@ -10,15 +10,14 @@ from dit_accel.kernels.plan import BlockPlan
 def effort(backend: str, device: str, plan: BlockPlan) -> float:
     """A plan's time over dense, overhead aside (see `costs.effort`)."""
     whole = None
-    if not plan.list_kinds.partial:
-        full, bare, *_ = plan.entries
-        whole = bare / max(1, full)
+    if not plan.shape.kinds.partial:
+        whole = plan.counts.whole / max(1, plan.counts.entries)
     return costs.effort(
         backend,
         device,
         plan.launched_density(backend),
-        tokens=plan.q_length,
+        tokens=plan.blocks.q_length,
         moved=moves_tokens(backend, plan),
         whole=whole,
-        beside_text=plan.mixed,
+        beside_text=plan.shape.mixed,
     )

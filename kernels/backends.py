@@ -6,11 +6,8 @@ of `AUTOMATIC`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,72 +15,63 @@ from torch import Tensor
 
 from dit_accel.costs.kernels import split_pays
 from dit_accel.errors import unknown
+from dit_accel.kernels.blocks import BlockForm
 from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, fa4_obstacle
-from dit_accel.kernels.patterns.base import LayoutKind, kind_for
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.libraries.flex import flex_attention, flex_missing, flex_obstacle
+from dit_accel.kernels.machine import (
+    HOPPER_TRITON,
+    gluon_machine,
+    interpreted,
+    runs_triton,
+    triton_machine,
+    triton_missing,
+)
+from dit_accel.kernels.patterns.base import kind_for
+from dit_accel.kernels.plan import BlockPlan, Forward, Shape
 from dit_accel.kernels.reference import reference_attention
 from dit_accel.kernels.torch_backend import torch_attention
 
-# (q, k, v [B, S, H, D], plan, scale, return_lse, pooled) -> (out [B, Lq, H, D], LSE [B, H, Lq] or
-# None)
-Forward = Callable[..., tuple[Tensor, Tensor | None]]
+__all__ = [
+    "AUTOMATIC", "BACKENDS", "HOPPER_TRITON", "LAYOUT_KINDS", "Backend", "available", "choose",
+    "eligible", "interpreted", "layout_kind", "moves_tokens", "runs_triton", "triton_missing",
+]  # fmt: skip
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = (32, 256)
+Obstacle = Callable[[Tensor, Tensor, Tensor, Shape], str | None]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """forward computes a plan; machine and call give the reason why they cannot, or None.
+    """A way to compute plans.
 
-    pays: whether it is the fastest of what can run a call (q, plan); `choose` asks, nobody else.
+    forward: computes one. machine, obstacle: why it cannot on this machine, and why it cannot run a
+        call (q, k, v, shape), or None; nothing is read from the device.
+    forms: how it can read blocks, the best one first.
+    compiles: whether the first call of a variant compiles. online: whether it runs plans that were
+        made on the device. moves: whether it moves tokens in memory to run a plan.
+    pays: whether it is the fastest of what can run a call (head_dim, shape); `choose` asks, nobody
+        else.
     """
 
+    name: str
     forward: Forward
-    machine: Callable[[], str | None]
-    call: Callable[[Tensor, Tensor, Tensor, BlockPlan], str | None]
-    pays: Callable[[Tensor, BlockPlan], bool] = lambda q, plan: True
+    machine: Callable[[], str | None] = lambda: None
+    obstacle: Obstacle = lambda q, k, v, shape: None
+    forms: tuple[BlockForm, ...] = ("gather",)
+    compiles: bool = True
+    online: bool = True
+    moves: Callable[[Shape], bool] = lambda shape: False
+    pays: Callable[[int, Shape], bool] = lambda head_dim, shape: True
 
 
-def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@lru_cache(maxsize=1)
-def triton_missing() -> str | None:
-    """Why Triton cannot be imported, or None."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    try:
-        import triton  # noqa: F401
-    except Exception as error:  # a broken driver or wheel raises many kinds
-        return f"triton cannot be imported: {error}"
-    return None
-
-
-def _triton_machine() -> str | None:
-    if (missing := triton_missing()) or interpreted():
-        return missing
-    if not torch.cuda.is_available():
-        return "no CUDA or ROCm device"
-    major, minor = torch.cuda.get_device_capability()
-    if torch.version.hip is None and major < 8:
-        return f"compute capability {major}.{minor} is below 8.0"
-    return None
-
-
-def runs_triton(x: Tensor) -> bool:
-    """Whether Triton kernels can run where x is; in the interpreter only where a test asks."""
-    return x.is_cuda and _triton_machine() is None
-
-
-def _triton_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+def _triton_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | None:
     if q.device.type != "cuda" and not interpreted():
         return f"device {q.device.type}: needs CUDA"
     if not q.is_cuda and q.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly"
-    if plan.block_q not in (64, 128) or plan.block_k not in (64, 128):
-        return f"blocks of {plan.block_q} x {plan.block_k}: needs 64 or 128"
+    if shape.block_q not in (64, 128) or shape.block_k not in (64, 128):
+        return f"blocks of {shape.block_q} x {shape.block_k}: needs 64 or 128"
     return None
 
 
@@ -93,44 +81,25 @@ def _triton_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
     return triton_attention(*call)
 
 
-HOPPER_TRITON = ((3, 6), (3, 9))
-"""Minor versions of Triton whose Gluon the Hopper kernel is proven with."""
-
-
-@lru_cache(maxsize=1)
 def _hopper_machine() -> str | None:
-    if missing := triton_missing():
+    if missing := gluon_machine():
         return missing
-    if interpreted() or not torch.cuda.is_available():
-        return "no CUDA device"
-    if torch.version.hip is not None or torch.cuda.get_device_capability() != (9, 0):
-        return "needs compute capability 9.0"
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version not in HOPPER_TRITON:
-        known = ", ".join(f"{major}.{minor}" for major, minor in HOPPER_TRITON)
-        return f"triton {triton.__version__}: proven with {known}"
-    from dit_accel.kernels.hopper.launch import broken
+    from dit_accel.kernels.hopper.proof import broken
 
     return broken()
 
 
-def _hopper_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+def _hopper_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | None:
     from dit_accel.kernels.hopper.launch import tensor_obstacle
     from dit_accel.kernels.hopper.lists import plan_obstacle
 
     # Pooled keys go to the portable kernel, which runs every call that passes these.
-    return plan_obstacle(plan) or tensor_obstacle(q, k, v)
+    return plan_obstacle(shape) or tensor_obstacle(q, k, v)
 
 
-def _hopper_pays(q: Tensor, plan: BlockPlan) -> bool:
-    return not plan.list_kinds.pooled or split_pays(
-        q.shape[-1],
-        plan.visits,
-        plan.block_k,
-        gathered=plan.k_blocks.order is not None,
-        moved=plan.scattered,
+def _hopper_pays(head_dim: int, shape: Shape) -> bool:
+    return not shape.kinds.pooled or split_pays(
+        head_dim, shape.visits, shape.block_k, gathered=shape.gathered, moved=shape.scattered
     )
 
 
@@ -140,42 +109,26 @@ def _hopper_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
     return hopper_attention(*call)
 
 
-def _flex_machine() -> str | None:
-    from dit_accel.kernels.libraries.flex import flex_missing
-
-    return flex_missing()
-
-
-def _flex_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
-    from dit_accel.kernels.libraries.flex import flex_obstacle
-
-    return flex_obstacle(q, k, v, plan)
-
-
-def _flex_forward(*call: Any) -> tuple[Tensor, Tensor | None]:
-    from dit_accel.kernels.libraries.flex import flex_attention
-
-    return flex_attention(*call)
-
-
 BACKENDS: dict[str, Backend] = {
-    "hopper": Backend(_hopper_forward, _hopper_machine, _hopper_call, _hopper_pays),
-    "triton": Backend(_triton_forward, _triton_machine, _triton_call),
-    "fa4": Backend(fa4_attention, fa4_missing, fa4_obstacle),
-    "flex": Backend(_flex_forward, _flex_machine, _flex_call),
-    "torch": Backend(torch_attention, lambda: None, lambda q, k, v, plan: None),
-    "reference": Backend(reference_attention, lambda: None, lambda q, k, v, plan: None),
-}
+    backend.name: backend
+    for backend in (
+        Backend(
+            "hopper", _hopper_forward, _hopper_machine, _hopper_obstacle, ("boxes", "gather"),
+            moves=lambda shape: shape.scattered, pays=_hopper_pays,
+        ),
+        Backend("triton", _triton_forward, triton_machine, _triton_obstacle),
+        Backend("fa4", fa4_attention, fa4_missing, fa4_obstacle, online=False),
+        Backend("flex", flex_attention, flex_missing, flex_obstacle, online=False),
+        Backend("torch", torch_attention, forms=("lengths",), compiles=False),
+        Backend("reference", reference_attention, forms=("lengths",), compiles=False),
+    )
+}  # fmt: skip
 AUTOMATIC = ("hopper", "triton", "torch")
-LAYOUT_KINDS: dict[str, tuple[LayoutKind, ...]] = {
-    "hopper": ("boxes", "gather"),
-    "triton": ("gather",),
-    "torch": ("lengths",),
-}
+LAYOUT_KINDS: dict[str, tuple[BlockForm, ...]] = {name: BACKENDS[name].forms for name in AUTOMATIC}
 """How each automatic backend can read blocks, on the device that it is for."""
 
 
-def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> LayoutKind:
+def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> BlockForm:
     """How plans for this call should lay the video out: for the backend that will run it.
 
     backend: a name of `BACKENDS`; None is the one that `choose` would take.
@@ -188,13 +141,15 @@ def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> 
     return kind_for(q.device)
 
 
-def moves_tokens(name: str, plan: BlockPlan) -> bool:
+def moves_tokens(name: str, plan: BlockPlan | Shape) -> bool:
     """Whether backend `name` moves tokens in memory to run this plan: its bulk copies take boxes
     and runs alone."""
-    return name == "hopper" and plan.scattered
+    return BACKENDS[name].moves(_shape(plan))
 
 
-def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+def eligible(
+    name: str, q: Tensor, k: Tensor, v: Tensor, plan_or_shape: BlockPlan | Shape
+) -> str | None:
     """None if backend `name` can compute this call (tensors in BSHD), else the reason why not.
 
     Raises DitAccelError for an unknown backend.
@@ -205,8 +160,10 @@ def eligible(name: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str
         return f"dtype {q.dtype}: needs float16, bfloat16 or float32"
     if not HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]:
         return f"head_dim {q.shape[-1]}: needs {HEAD_DIMS[0]} to {HEAD_DIMS[1]}"
-    backend = BACKENDS[name]
-    return backend.machine() or backend.call(q, k, v, plan)
+    backend, shape = BACKENDS[name], _shape(plan_or_shape)
+    if shape.online and not backend.online:
+        return "the plan is made from q and k on the device: this backend takes static ones"
+    return backend.machine() or backend.obstacle(q, k, v, shape)
 
 
 def available() -> dict[str, str | None]:
@@ -214,8 +171,13 @@ def available() -> dict[str, str | None]:
     return {name: backend.machine() for name, backend in BACKENDS.items()}
 
 
-def choose(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str:
+def choose(q: Tensor, k: Tensor, v: Tensor, plan_or_shape: BlockPlan | Shape) -> str:
     """The first eligible backend that pays; on a GPU Hopper's or Triton, on a CPU torch."""
     names = AUTOMATIC if q.is_cuda else ("torch",)
-    able = (n for n in names if eligible(n, q, k, v, plan) is None)
-    return next((n for n in able if BACKENDS[n].pays(q, plan)), "torch")
+    shape = _shape(plan_or_shape)
+    able = (n for n in names if eligible(n, q, k, v, shape) is None)
+    return next((n for n in able if BACKENDS[n].pays(q.shape[-1], shape)), "torch")
+
+
+def _shape(plan_or_shape: BlockPlan | Shape) -> Shape:
+    return plan_or_shape.shape if isinstance(plan_or_shape, BlockPlan) else plan_or_shape

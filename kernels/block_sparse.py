@@ -70,7 +70,7 @@ def block_sparse_attention(
     Returns the output, in q's layout and type, and with return_lse the natural log-sum-exp of
     each row, float32 [B, H, Lq]. Rows without keys are 0 with LSE -inf.
 
-    A call over other keys of the same queries continues this one: `merge.merge` of the two results
+    A call over other keys of the same queries continues this one: `parts.merge` of the two results
     is the result over both. So a softmax that starts from a state (m, l, acc) is a merge with
     out = acc / l and LSE = m + ln l.
 
@@ -123,9 +123,9 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
     """DitAccelError unless tensors in BSHD fit together and the plan."""
     batch, length, heads, dim = q.shape
     for name, tensor, expected in (
-        ("q", q, (batch, plan.q_length, heads, dim)),
-        ("k", k, (batch, plan.k_length, k.shape[2], dim)),
-        ("v", v, (batch, plan.k_length, k.shape[2], dim)),
+        ("q", q, (batch, plan.blocks.q_length, heads, dim)),
+        ("k", k, (batch, plan.blocks.k_length, k.shape[2], dim)),
+        ("v", v, (batch, plan.blocks.k_length, k.shape[2], dim)),
     ):
         if tensor.shape != expected:
             raise DitAccelError(
@@ -148,7 +148,7 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
 
 
 def _check_pooled(q: Tensor, k: Tensor, plan: BlockPlan, pooled: PooledKeys | None) -> None:
-    if (pooled is None) != (plan.pooled_count is None):
+    if (pooled is None) != (plan.pooled is None):
         given, lists = "none" if pooled is None else "some", "no" if pooled is not None else "its"
         raise DitAccelError(
             f"pooled: expected pooled keys exactly where the plan has lists of them, got {given} "

@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 
 def once(make: Callable[Concatenate[Of, More], Made]) -> Callable[Concatenate[Of, More], Made]:
-    """`make`, called once for each first argument and further ones (hashable; no keywords).
+    """`make`, called once for each first argument and further ones (hashable).
 
     A call that would make something while a CUDA graph is captured is a RuntimeError: tensors made
     then hold nothing before the graph is replayed, and others would be given them.
@@ -23,17 +23,18 @@ def once(make: Callable[Concatenate[Of, More], Made]) -> Callable[Concatenate[Of
     known: WeakKeyDictionary[Any, dict[Any, Made]] = WeakKeyDictionary()
 
     @wraps(make)
-    def kept(of: Of, *more: More.args, **none: More.kwargs) -> Made:
+    def kept(of: Of, *more: More.args, **named: More.kwargs) -> Made:
         made = known.get(of)
         if made is None:
             made = known[of] = {}
-        if more not in made:
+        key = (more, *sorted(named.items())) if named else more
+        if key not in made:
             if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     "a plan is used for the first time while a CUDA graph is captured: make the "
                     "same call once before the capture"
                 )
-            made[more] = make(of, *more, **none)
-        return made[more]
+            made[key] = make(of, *more, **named)
+        return made[key]
 
     return kept

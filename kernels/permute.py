@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dit_accel.kernels.plan import BlockTable
+from dit_accel.kernels.blocks import BlockTable
+from dit_accel.kernels.machine import runs_triton
 
 
 def block_order(table: BlockTable, block: int) -> Tensor:
@@ -39,8 +40,6 @@ def gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 
     On a GPU one pass over all (up to three, of one type and head_dim, any strides).
     """
-    from dit_accel.kernels.backends import runs_triton
-
     if runs_triton(index):
         from dit_accel.kernels.portable.permute import gather_tokens
 

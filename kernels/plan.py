@@ -1,20 +1,23 @@
 """The plan of a sparse attention call: for each query block, the key blocks to visit.
 
-A plan holds int32 tensors only and is shared by every backend. Tokens are never moved in memory:
-`BlockTable.order` says which token stands at each position of block order, a block is a run of
-positions, and a kernel reads and writes rows through `order`.
+A plan is static (made from a layout; numbers about it are known on the host) or online (made from
+q and k on the device; nothing about it is ever read back). Both are int32 tensors in the same form,
+which every backend reads.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dit_accel.kernels.blocks import Blocks, Triple, block_tokens
+from dit_accel.kernels.once import once
+from dit_accel.kernels.plan_checks import check_plan
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 
 if TYPE_CHECKING:
@@ -76,39 +79,64 @@ class TokenMask:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockTable:
-    """Blocks over one side (queries or keys) of a call.
+class Visits:
+    """The key blocks of every query block, as lists in compressed rows; all int32, contiguous.
 
-    order: int32 [L], the raster token at each position of block order; None is the identity.
-    starts: int32 [N], the first position of each block.
-    lengths: int32 [Bp, N], tokens of each block; Bp is 1, or the batch where samples differ.
-    origins: int32 [N, 3], where each block begins: (t, h, w) of a video tile's first token,
-        (-1, start, 0) of a run of consecutive tokens; None where nobody worked it out.
+    A list is a run of `index`: first the whole blocks (of exactly `block_k` tokens, which a kernel
+    may read without a length mask), then the short ones, then those under the token mask. It names
+    nothing twice. Lists may stand in any order, with gaps of any content between them. Heads that
+    follow the same list share its place; samples do so where Bl is 1.
+
+    start [Bl, Hl, NQ]: the list's first entry, counted from the beginning of `index`.
+    whole, full, count [Bl, Hl, NQ]: entries that are whole; those before the token mask; all.
+        Bl is 1 or the batch, Hl 1 or the number of query heads.
+    index [E]: numbers of key blocks (or of pooled keys). E is what there is room for.
     """
 
-    order: Tensor | None
-    starts: Tensor
-    lengths: Tensor
-    origins: Tensor | None = None
+    start: Tensor
+    whole: Tensor
+    full: Tensor
+    count: Tensor
+    index: Tensor
 
-    @property
-    def count(self) -> int:
-        """Number of blocks."""
-        return self.starts.shape[0]
+    def to(self, device: torch.device | str) -> Visits:
+        """The same lists on another device."""
+        parts = (self.start, self.whole, self.full, self.count, self.index)
+        return Visits(*(part.to(device) for part in parts))
 
-    def to(self, device: torch.device | str) -> BlockTable:
-        """The same table on another device."""
-        order, origins = (
-            None if part is None else part.to(device) for part in (self.order, self.origins)
-        )
-        return BlockTable(order, self.starts.to(device), self.lengths.to(device), origins)
+    def entries(self, sample: int, head: int, block: int) -> tuple[Tensor, Tensor]:
+        """The key blocks of one list that count in full, and those under the token mask.
+
+        Waits for the device. Where samples or heads share their lists, any number will do.
+        """
+        place = sample % len(self.start), head % self.start.shape[1], block
+        start, full, count = (int(part[place]) for part in (self.start, self.full, self.count))
+        return self.index[start : start + full], self.index[start + full : start + count]
+
+    def rows(
+        self, first: Tensor | None = None, stop: Tensor | None = None, width: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The lists side by side: index int32 [Bl, Hl, NQ, M], and which of its places are entries.
+
+        first, stop: from which entry of a list to which, like `count`; None is the whole list.
+        width: M; None is the longest list's entries, read from the device. Other places are 0.
+        """
+        first = torch.zeros_like(self.count) if first is None else first
+        length = (self.count if stop is None else stop) - first
+        if width is None:
+            width = max(1, int(length.max())) if length.numel() else 1
+        places = torch.arange(width, device=self.count.device, dtype=torch.int32)
+        listed = places < length.unsqueeze(-1)
+        at = torch.where(listed, (self.start + first).unsqueeze(-1) + places, 0)
+        index = self.index if len(self.index) else self.index.new_zeros(1)
+        return torch.where(listed, index[at.long()], 0), listed
 
 
 class ListKinds(NamedTuple):
     """Which kinds of entries any list of a plan may have; kernels leave out code for the others.
 
-    whole: full entries that need no length mask. short: full entries under a length mask.
-    partial: entries under the token mask. pooled: pooled keys.
+    whole: blocks that need no length mask. short: blocks under a length mask.
+    partial: blocks under the token mask. pooled: pooled keys.
     """
 
     whole: bool
@@ -117,133 +145,138 @@ class ListKinds(NamedTuple):
     pooled: bool = False
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What the host knows of a plan: hashable, for eligibility, choice, price, kernel variant.
+
+    block_q, block_k, box, grid, scattered, gathered, mixed, in_place: see Blocks.
+    q_blocks, k_blocks: number of blocks of each side.
+    kinds: may claim a kind without need, never leave one out.
+    batch, heads: 1, or the batch and the number of query heads that the plan was made for.
+    most: entries of a video block's list, at most. Lists of other blocks may have every key block.
+    entries: room of all lists together, E.
+    visits: entries of a list on average; where `online` as expected (`most` if nothing better).
+    rules: names of the token rules.
+    online: made on the device from q and k.
+    even: all video blocks of an online plan have equally long lists.
+    """
+
+    block_q: int
+    block_k: int
+    q_blocks: int
+    k_blocks: int
+    box: Triple | None
+    grid: Triple | None
+    scattered: bool
+    gathered: bool
+    mixed: bool
+    in_place: bool
+    kinds: ListKinds
+    batch: int
+    heads: int
+    most: int
+    entries: int
+    visits: float
+    rules: tuple[str, ...] = ()
+    online: bool = False
+    even: bool = False
+
+
+def shape_of(blocks: Blocks, *, batch: int, heads: int, **facts: Any) -> Shape:
+    """The shape of a plan over `blocks` with lists for so many samples (Bl) and heads (Hl).
+
+    facts: the other fields of `Shape`, from `kinds` on.
+    """
+    return Shape(
+        blocks.block_q,
+        blocks.block_k,
+        blocks.q.count,
+        blocks.k.count,
+        blocks.box,
+        blocks.grid,
+        blocks.scattered,
+        blocks.gathered,
+        blocks.mixed,
+        blocks.in_place,
+        batch=max(batch, len(blocks.k.lengths)),
+        heads=heads,
+        **facts,
+    )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of all lists of a plan (Bl x Hl x NQ) together: lists, and entries by kind."""
+
+    lists: int
+    whole: int
+    short: int
+    partial: int
+    pooled: int
+
+    @property
+    def entries(self) -> int:
+        """All key blocks that the lists name."""
+        return self.whole + self.short + self.partial
+
+
 @dataclass(frozen=True, eq=False)
 class BlockPlan:
     """For each query block: key blocks to visit in full or under a token mask, and pooled keys.
 
-    Bp is 1 or the batch, Hp 1 or the number of query heads, NQ the number of query blocks, M the
-    width of a list. Entries past a count are ignored. All lists have the same Bp and Hp, are
-    contiguous, and name nothing twice.
-
-    full_count int32 [Bp, Hp, NQ], full_index int32 [Bp, Hp, NQ, M]: every pair counts.
-    unmasked_count int32 [Bp, Hp, NQ]: this many entries at the front of a full list are blocks of
-        exactly `block_k` tokens, which a kernel may read without a length mask; None means 0.
-    partial_count, partial_index: likewise, pairs of `token_mask` only; all three or none.
-    pooled_count, pooled_index: likewise, numbers of keys of the call's `pooling.PooledKeys`, which
-        enter the same softmax; both or none.
-    block_q, block_k: slots of a block in the kernel; no block is longer.
-    q_length, k_length: tokens of the call, Lq and Lk.
-    kinds, covers: what `list_kinds` and `covers_queries` would work out, where the maker of the
-        plan knows: then a plan made on the GPU never waits for it. A kind may be claimed without
-        need, never left out.
-    box: (t, h, w) where every video block is the box of that size at its origin, clipped at the
-        far edges of the grid; its edges are powers of two whose product is block_q and block_k.
-    grid, video_start: (T, H, W) of the video and its first raster token, where known.
+    mask: of the entries past `visits.full`; None where there are none.
+    pooled: lists of keys of the call's `pooling.PooledKeys`, which enter the same softmax, of the
+        same Bl and Hl; entries are "whole".
+    known: the numbers of the lists where the host knows them (of static plans).
     """
 
-    q_blocks: BlockTable
-    k_blocks: BlockTable
-    full_count: Tensor
-    full_index: Tensor
-    q_length: int
-    k_length: int
-    block_q: int = 128
-    block_k: int = 128
-    unmasked_count: Tensor | None = None
-    partial_count: Tensor | None = None
-    partial_index: Tensor | None = None
-    token_mask: TokenMask | None = None
-    pooled_count: Tensor | None = None
-    pooled_index: Tensor | None = None
-    kinds: ListKinds | None = None
-    covers: bool | None = None
-    box: tuple[int, int, int] | None = None
-    grid: tuple[int, int, int] | None = None
-    video_start: int = 0
+    blocks: Blocks
+    visits: Visits
+    shape: Shape
+    mask: TokenMask | None = None
+    pooled: Visits | None = None
+    known: Counts | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the plan's tensors are."""
-        return self.full_count.device
+        return self.visits.count.device
 
     @property
     def batch(self) -> int:
         """1, or the batch that the plan was made for."""
-        return max(self.full_count.shape[0], self.k_blocks.lengths.shape[0])
+        return self.shape.batch
 
     @property
     def heads(self) -> int:
         """1, or the number of query heads that the plan was made for."""
-        return self.full_count.shape[1]
+        return self.shape.heads
 
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan on another device."""
         if torch.device(device) == self.device:
             return self
-        moved = {
-            name: value.to(device)
-            for name, value in self.__dict__.items()
-            if name in self.__dataclass_fields__ and value is not None and hasattr(value, "to")
-        }
-        return replace(self, **moved)
+        mask, pooled = (None if x is None else x.to(device) for x in (self.mask, self.pooled))
+        blocks, visits = self.blocks.to(device), self.visits.to(device)
+        return replace(self, blocks=blocks, visits=visits, mask=mask, pooled=pooled)
 
     @cached_property
     def launch_order(self) -> Tensor:
-        """int32 [NQ]: query blocks, longest lists first, so that no long one runs alone at last."""
-        work = self.full_count.sum((0, 1))
-        if self.partial_count is not None:
-            work = work + self.partial_count.sum((0, 1))
-        if self.pooled_count is not None:  # a block's worth of pooled keys is as long as a block
-            work = work + self.pooled_count.sum((0, 1)) / self.block_k
+        """int32 [NQ]: query blocks, longest lists first, so that no long one runs alone at last.
+
+        Of an online plan: the blocks that are not video, which see everything, then the others.
+        """
+        if self.shape.online:
+            return _video_last(self.blocks)
+        work = self.visits.count.sum((0, 1))
+        if self.pooled is not None:  # a block's worth of pooled keys is as long as a block
+            work = work + self.pooled.count.sum((0, 1)) / self.blocks.block_k
         return work.argsort(descending=True, stable=True).int()
 
-    @property
-    def scattered(self) -> bool:
-        """Whether blocks are neither boxes of the grid nor runs of tokens."""
-        ordered = self.q_blocks.order is not None or self.k_blocks.order is not None
-        return self.box is None and ordered
-
-    @property
-    def mixed(self) -> bool:
-        """Whether boxes of the video stand beside runs of other tokens."""
-        video = math.prod(self.grid or (0,))
-        return self.box is not None and (self.q_length, self.k_length) != (video, video)
-
     @cached_property
-    def covers_queries(self) -> bool:
-        """Whether every query token lies in a block of every sample."""
-        if self.covers is not None:
-            return self.covers
-        return bool((self.q_blocks.lengths.sum(-1) == self.q_length).all())
-
-    @cached_property
-    def list_kinds(self) -> ListKinds:
-        """Which kinds of entries the lists may have."""
-        if self.kinds is not None:
-            return self.kinds._replace(pooled=self.pooled_count is not None)
-        full, bare, partial, pooled = self.entries
-        return ListKinds(bare > 0, full > bare, partial > 0, pooled > 0)
-
-    @property
-    def visits(self) -> float:
-        """Key blocks of a list on average; at most so many where `kinds` is given.
-
-        Then the widths of the lists are taken, since to read the counts would wait for the device.
-        """
-        if self.kinds is None:
-            return (self.entries[0] + self.entries[2]) / max(1, self.full_count.numel())
-        partial = 0 if self.partial_index is None else self.partial_index.shape[-1]
-        return min(self.full_index.shape[-1] + partial, self.k_blocks.count)
-
-    @cached_property
-    def entries(self) -> tuple[int, int, int, int]:
-        """Entries of all lists, full, of these unmasked, partial and pooled, read together."""
-        counts = (self.full_count, self.unmasked_count, self.partial_count, self.pooled_count)
-        none = self.full_count.new_zeros((), dtype=torch.int64)
-        full, bare, partial, pooled = torch.stack(
-            [none if count is None else count.sum(dtype=torch.int64) for count in counts]
-        ).tolist()
-        return full, bare, partial, pooled
+    def counts(self) -> Counts:
+        """Entries of all lists, read from the device: of static plans, nobody asks online ones."""
+        return self.known or read_counts(self.visits, self.pooled)
 
     def launched_density(self, backend: str = "triton") -> float:
         """Launched query x key slots over Lq x Lk.
@@ -254,75 +287,75 @@ class BlockPlan:
         if backend == "reference":
             return 1.0
         if backend == "torch":
-            return self._visited_density
-        return self._slot_density
-
-    @cached_property
-    def _slot_density(self) -> float:
-        full, _, partial, pooled = self.entries
-        keys = (full + partial) * self.block_k + pooled
-        lists = self.full_count.shape[0] * self.full_count.shape[1]
-        return keys * self.block_q / (lists * self.q_length * self.k_length)
-
-    @cached_property
-    def _visited_density(self) -> float:
-        pairs = self._pairs(self.full_count, self.full_index)
-        if self.partial_count is not None and self.partial_index is not None:
-            pairs += self._pairs(self.partial_count, self.partial_index)
-        return (pairs + self._pooled_pairs()) / self._all_pairs
+            return (self.visited_pairs + self._pooled_pairs) / self._all_pairs
+        counts, blocks = self.counts, self.blocks
+        keys = counts.entries * blocks.block_k + counts.pooled
+        heads = self.visits.count.shape[0] * self.visits.count.shape[1]
+        return keys * blocks.block_q / (heads * blocks.q_length * blocks.k_length)
 
     def kept_density(self) -> float:
         """Pairs that enter the softmax, after all masks, over Lq x Lk; a pooled key is one key."""
-        return self._kept_density
-
-    @cached_property
-    def _kept_density(self) -> float:
-        pairs = self._pairs(self.full_count, self.full_index)
-        return (pairs + self._partial_pairs() + self._pooled_pairs()) / self._all_pairs
+        return (self.kept_pairs + self._pooled_pairs) / self._all_pairs
 
     @property
     def _all_pairs(self) -> int:
-        return self.batch * self.heads * self.q_length * self.k_length
+        return self.batch * self.heads * self.blocks.q_length * self.blocks.k_length
 
-    def _pairs(self, count: Tensor, index: Tensor) -> int:
-        listed = listed_entries(count, index)
-        batch, heads, queries, width = index.shape
-        samples = self.batch
-        lengths = self.k_blocks.lengths.long().expand(samples, -1)
-        total = 0
-        for sample in range(samples):  # one sample at a time keeps this to [Hp, NQ, M]
-            row = sample if batch > 1 else 0
-            keys = torch.where(listed[row], lengths[sample][index[row].long()], 0).sum(-1)
-            q_row = sample if self.q_blocks.lengths.shape[0] > 1 else 0
-            total += int((keys * self.q_blocks.lengths[q_row].long()).sum())
-        return total
+    @cached_property
+    def visited_pairs(self) -> int:
+        """Token pairs of all visits, for every sample and head of the plan."""
+        return self._pairs(self.visits.count)
 
-    def _pooled_pairs(self) -> int:
-        if self.pooled_count is None:
+    @cached_property
+    def kept_pairs(self) -> int:
+        """Token pairs of all visits that the token mask keeps, likewise."""
+        return self._pairs(self.visits.full) + self._masked_pairs()
+
+    def _pairs(self, stop: Tensor) -> int:
+        """Token pairs of the entries before `stop` of each list."""
+        lists, keys, queries = self.visits, self.blocks.k, self.blocks.q
+        if not keys.count:
             return 0
-        keys = self.pooled_count.long().expand(self.batch, -1, -1)
-        return int((keys * self.q_blocks.lengths.long().unsqueeze(1)).sum())
-
-    def _partial_pairs(self) -> int:
-        if self.partial_count is None or self.partial_index is None or self.token_mask is None:
-            return 0
-        batch, heads = self.partial_count.shape[:2]
+        index = lists.index.long().clamp(0, keys.count - 1)  # gaps may hold anything
         total = 0
         for sample in range(self.batch):
-            row = sample if batch > 1 else 0
-            q_tokens, q_ok = block_tokens(self.q_blocks, sample, self.block_q)
-            k_tokens, k_ok = block_tokens(self.k_blocks, sample, self.block_k)
-            for head in range(heads):
-                entries = listed_entries(
-                    self.partial_count[row, head], self.partial_index[row, head]
-                )
-                queries = entries.nonzero()[:, 0]
-                keys = self.partial_index[row, head][entries].long()
-                for some in range(0, len(keys), 256):
-                    qs, ks = queries[some : some + 256], keys[some : some + 256]
-                    kept = self.token_mask.allowed(q_tokens[qs], k_tokens[ks])
-                    kept &= q_ok[qs].unsqueeze(-1) & k_ok[ks].unsqueeze(-2)
-                    total += int(kept.sum())
+            lengths = keys.lengths[sample % len(keys.lengths)].long()
+            before = torch.nn.functional.pad(lengths[index].cumsum(0), (1, 0))
+            start, end = (x[sample % len(x)].long() for x in (lists.start, stop))
+            seen = before[start + end] - before[start]  # [Hl, NQ]
+            total += int((seen * queries.lengths[sample % len(queries.lengths)].long()).sum())
+        return total
+
+    @cached_property
+    def _pooled_pairs(self) -> int:
+        if self.pooled is None:
+            return 0
+        keys = self.pooled.count.long().expand(self.batch, -1, -1)
+        return int((keys * self.blocks.q.lengths.long().unsqueeze(1)).sum())
+
+    def _masked_pairs(self) -> int:
+        if self.mask is None:
+            return 0
+        total = 0
+        for sample in range(self.batch):
+            q_tokens, q_real = block_tokens(self.blocks.q, sample, self.blocks.block_q)
+            k_tokens, k_real = block_tokens(self.blocks.k, sample, self.blocks.block_k)
+            known: dict[bytes, int] = {}  # heads that follow the same lists are counted once
+            lists = self.visits.start, self.visits.full, self.visits.count
+            for place in zip(*(x[sample % len(x)] for x in lists), strict=True):
+                key = torch.stack(place).cpu().numpy().tobytes()
+                if key not in known:
+                    known[key] = 0
+                    start, full, count = place
+                    one = Visits(start, full, full, count, self.visits.index)
+                    index, listed = one.rows(full)  # [NQ, M]
+                    queries, keys = listed.nonzero()[:, 0], index[listed].long()
+                    for some in range(0, len(keys), 256):
+                        qs, ks = queries[some : some + 256], keys[some : some + 256]
+                        kept = self.mask.allowed(q_tokens[qs], k_tokens[ks])
+                        kept &= q_real[qs].unsqueeze(-1) & k_real[ks].unsqueeze(-2)
+                        known[key] += int(kept.sum())
+                total += known[key]
         return total
 
     def validate(self, pooled: PooledKeys | None = None) -> BlockPlan:
@@ -331,49 +364,79 @@ class BlockPlan:
         pooled: the pooled keys that calls will bring, to check the numbers in the lists. Reads the
         plan's tensors on the host: for once per plan, not for each call.
         """
-        from dit_accel.kernels.plan_checks import check_plan
-
         check_plan(self, pooled)
         return self
 
 
-def listed_entries(count: Tensor, index: Tensor) -> Tensor:
-    """bool like `index` [..., M]: the entries before `count` [...]."""
-    return torch.arange(index.shape[-1], device=index.device) < count.unsqueeze(-1)
+@once
+def _video_last(blocks: Blocks) -> Tensor:
+    stop = blocks.first_video + blocks.video_blocks
+    video = torch.arange(blocks.q.count, dtype=torch.int32, device=blocks.device)
+    video = (video >= blocks.first_video) & (video < stop)
+    return video.int().argsort(stable=True).int()
 
 
-def block_tokens(table: BlockTable, sample: int, block: int) -> tuple[Tensor, Tensor]:
-    """Raster tokens int64 [N, block] of every block for one sample, and which slots are real."""
-    lengths = table.lengths[sample if table.lengths.shape[0] > 1 else 0]
-    slots = torch.arange(block, device=lengths.device)
-    real = slots < lengths.unsqueeze(-1)
-    positions = torch.where(real, table.starts.unsqueeze(-1) + slots, 0).long()
-    return (positions if table.order is None else table.order[positions].long()), real
+def read_counts(visits: Visits, pooled: Visits | None = None) -> Counts:
+    """The numbers of all lists, read together: waits for the device."""
+    none = visits.count.new_zeros((), dtype=torch.int64)
+    parts = (visits.whole, visits.full, visits.count, None if pooled is None else pooled.count)
+    sums = [none if part is None else part.sum(dtype=torch.int64) for part in parts]
+    whole, full, every, extra = torch.stack(sums).tolist()
+    return Counts(visits.count.numel(), whole, full - whole, every - full, extra)
 
 
-def lists_from_mask(
-    mask: Tensor, whole: Tensor | None = None, width: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts [Bp, Hp, NQ], indices [Bp, Hp, NQ, M] and unmasked counts from visible block pairs.
+def plan_of(
+    blocks: Blocks, visits: Visits, mask: TokenMask | None = None, pooled: Visits | None = None
+) -> BlockPlan:
+    """A static plan; its shape is worked out from the lists, which waits for the device."""
+    counts = read_counts(visits, pooled)
+    longest = int(visits.count.max()) if visits.count.numel() else 0
+    shape = shape_of(
+        blocks,
+        batch=visits.count.shape[0],
+        heads=visits.count.shape[1],
+        kinds=ListKinds(counts.whole > 0, counts.short > 0, counts.partial > 0, counts.pooled > 0),
+        most=longest,
+        entries=len(visits.index),
+        visits=counts.entries / max(1, counts.lists),
+        rules=() if mask is None else tuple(name for name, _ in mask.rules),
+    )
+    return BlockPlan(blocks, visits, shape, mask, pooled, counts)
 
-    mask: bool [Bp, Hp, NQ, NK]. whole: bool [Bp, NK] or [1, NK], key blocks that fill their slots;
-    they come first in each list. Order within a list is otherwise ascending.
-    width: M, where the longest list is known; else it is read back from the device, which waits
-    for it. A list longer than `width` is cut.
+
+def visits_from_mask(
+    mask: Tensor,
+    whole: Tensor | None = None,
+    partial: Tensor | None = None,
+    width: int | None = None,
+) -> Visits:
+    """Lists of visible pairs of blocks, each list in ascending order within its kinds.
+
+    mask: bool [Bl, Hl, NQ, NK], pairs that count in full. whole: bool [Bl, NK] or [1, NK], key
+    blocks that fill their slots. partial: bool like mask, pairs under the token mask; where both
+    are set, the pair counts in full.
+    width: room of a list, where the longest one is known; else it is read back from the device,
+    which waits for it. A list longer than `width` is cut.
     """
-    first = torch.zeros_like(mask) if whole is None else mask & whole[:, None, None, :]
-    count, unmasked = (x.sum(-1, dtype=torch.int32) for x in (mask, first))
+    short = mask if whole is None else mask & ~whole[:, None, None, :]
+    kinds = torch.full(mask.shape, 3, dtype=torch.uint8, device=mask.device)
+    if partial is not None:
+        kinds.masked_fill_(partial, 2)
+    kinds.masked_fill_(mask, 0).masked_fill_(short, 1)
+    counts = [(kinds <= kind).sum(-1, dtype=torch.int32) for kind in range(3)]
     if width is None:
-        width = max(1, int(count.max())) if count.numel() else 1
-    blocks = mask.shape[-1]
-    numbers = torch.arange(blocks, dtype=torch.int32, device=mask.device)
-    index = torch.zeros((*mask.shape[:3], width + 1), dtype=torch.int32, device=mask.device)
-    some = max(1, (1 << 24) // max(1, mask.shape[-2] * blocks))  # scatter's int64 stays small
-    rows = (x.flatten(0, 1).split(some) for x in (mask, first, unmasked, index))
-    for seen, leading, before, target in zip(*rows, strict=True):
-        others = before.unsqueeze(-1) + (seen & ~leading).cumsum(-1, dtype=torch.int32)
-        place = torch.where(leading, leading.cumsum(-1, dtype=torch.int32), others) - 1
-        place = torch.where(seen, place.clamp_max(width), width)  # the last slot takes the rest
-        target.scatter_(-1, place.long(), numbers.expand(seen.shape))
-    index = index[..., :width].contiguous()
-    return count.clamp_max(width), index, unmasked.clamp_max(width)
+        width = max(1, int(counts[2].max())) if counts[2].numel() else 1
+    some = max(1, (1 << 24) // max(1, mask.shape[-2] * mask.shape[-1]))  # argsort makes int64
+    index = torch.zeros((*mask.shape[:3], width), dtype=torch.int32, device=mask.device)
+    parts = (x.flatten(0, 1).split(some) for x in (kinds, index))
+    for rows, target in zip(*parts, strict=True):
+        best = rows.argsort(dim=-1, stable=True)[..., :width]
+        target[..., : best.shape[-1]] = best
+    start = torch.arange(counts[0].numel(), dtype=torch.int32, device=mask.device) * width
+    bare, full, count = (each.clamp_max(width) for each in counts)
+    return Visits(start.view(count.shape), bare, full, count, index.flatten())
+
+
+Forward = Callable[..., tuple[Tensor, Tensor | None]]
+"""(q, k, v [B, S, H, D], plan, scale, return_lse, perhaps pooled) -> (out [B, Lq, H, D], LSE
+[B, H, Lq] or None): how a backend, or a part of one, computes a plan."""

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, listed_entries
+from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 
 if TYPE_CHECKING:
+    from dit_accel.kernels.plan import BlockPlan, TokenMask, Visits
     from dit_accel.kernels.pooling import PooledKeys
 
 
 def check_plan(plan: BlockPlan, pooled: PooledKeys | None = None) -> None:
     """DitAccelError for the first rule that `plan` breaks; `pooled` bounds the pooled lists."""
-    _check_table("q_blocks", plan.q_blocks, plan.q_length, plan.block_q)
-    _check_table("k_blocks", plan.k_blocks, plan.k_length, plan.block_k)
-    _check_rows(plan.q_blocks)
-    blocks = plan.k_blocks.count
-    _check_lists("full", plan.full_count, plan.full_index, plan, blocks)
-    if plan.unmasked_count is not None:
-        _check_unmasked(plan, plan.unmasked_count)
-    _check_together(
-        partial_count=plan.partial_count,
-        partial_index=plan.partial_index,
-        token_mask=plan.token_mask,
-    )
-    if plan.partial_count is not None and plan.partial_index is not None:
-        _check_lists("partial", plan.partial_count, plan.partial_index, plan, blocks)
-        _check_apart(plan, plan.partial_count, plan.partial_index)
-    if plan.token_mask is not None:
-        _check_mask(plan, plan.token_mask)
-    _check_together(pooled_count=plan.pooled_count, pooled_index=plan.pooled_index)
-    if plan.pooled_count is not None and plan.pooled_index is not None:
-        keys = None if pooled is None else pooled.count
-        _check_lists("pooled", plan.pooled_count, plan.pooled_index, plan, keys)
+    blocks = plan.blocks
+    _check_table("q", blocks.q, blocks.q_length, blocks.block_q)
+    _check_table("k", blocks.k, blocks.k_length, blocks.block_k)
+    _check_rows(blocks)
+    _check_lists("visits", plan.visits, plan, blocks.k.count)
+    _check_whole(plan)
+    if plan.mask is not None:
+        _check_mask(plan, plan.mask)
+    elif (plan.visits.count > plan.visits.full).any():
+        raise DitAccelError("plan.mask: expected one, as visits.count is more than visits.full.")
+    if plan.pooled is not None:
+        _check_lists("pooled", plan.pooled, plan, None if pooled is None else pooled.count)
     _check_claims(plan)
 
 
-def _check_table(name: str, table: BlockTable, length: int, block: int) -> None:
+def _check_table(side: str, table: BlockTable, length: int, block: int) -> None:
+    name = f"blocks.{side}"
     if table.starts.ndim != 1 or table.lengths.ndim != 2:
         raise DitAccelError(
             f"plan.{name}: expected starts [N] and lengths [Bp, N], got "
@@ -66,79 +58,66 @@ def _check_table(name: str, table: BlockTable, length: int, block: int) -> None:
             raise DitAccelError(f"plan.{name}.order: expected a permutation of {length} tokens.")
 
 
-def _check_rows(table: BlockTable) -> None:
-    starts, by_start = table.starts.sort()
-    stops = starts + table.lengths[:, by_start]
+def _check_rows(blocks: Blocks) -> None:
+    starts, by_start = blocks.q.starts.sort()
+    stops = starts + blocks.q.lengths[:, by_start]
     if (stops[:, :-1] > starts[1:]).any():
-        raise DitAccelError("plan.q_blocks: expected blocks that share no query.")
+        raise DitAccelError("plan.blocks.q: expected blocks that share no query.")
+    covered = (blocks.q.lengths.sum(-1) == blocks.q_length).all()
+    if blocks.covers and not covered:
+        raise DitAccelError("plan.blocks.covers: expected False, some queries are in no block.")
 
 
-def _check_lists(
-    name: str, count: Tensor, index: Tensor, plan: BlockPlan, choices: int | None
-) -> None:
-    _expect_int32(f"{name}_count", count)
-    _expect_int32(f"{name}_index", index)
-    if count.ndim != 3 or index.shape[:-1] != count.shape or count.shape[2] != plan.q_blocks.count:
-        raise DitAccelError(
-            f"plan.{name}: expected counts [Bp, Hp, {plan.q_blocks.count}] and indices of that "
-            f"shape x M, got {tuple(count.shape)} and {tuple(index.shape)}."
-        )
-    if count.shape != plan.full_count.shape:
-        raise DitAccelError(
-            f"plan.{name}_count: expected the shape of full_count, "
-            f"{tuple(plan.full_count.shape)}, got {tuple(count.shape)}."
-        )
-    if count.numel() and not 0 <= int(count.min()) <= int(count.max()) <= index.shape[-1]:
-        raise DitAccelError(f"plan.{name}_count: expected counts in [0, {index.shape[-1]}].")
-    listed = listed_entries(count, index)
+def _check_lists(name: str, lists: Visits, plan: BlockPlan, choices: int | None) -> None:
+    """choices: how many blocks or pooled keys there are to name; None where nobody knows."""
+    _expect_int32(f"{name}.index", lists.index)
+    room, queries = len(lists.index), plan.blocks.q.count
+    if lists.index.ndim != 1:
+        raise DitAccelError(f"plan.{name}.index: expected shape [E], got {lists.index.shape}.")
+    expected = plan.visits.count.shape
+    for part in ("count", "full", "whole", "start"):
+        tensor = getattr(lists, part)
+        _expect_int32(f"{name}.{part}", tensor)
+        if tensor.ndim != 3 or tensor.shape != expected or tensor.shape[2] != queries:
+            raise DitAccelError(
+                f"plan.{name}.{part}: expected shape [Bl, Hl, {queries}] like visits.count, "
+                f"{tuple(expected)}, got {tuple(tensor.shape)}."
+            )
+    if (lists.count < 0).any() or (lists.count > room).any():
+        raise DitAccelError(f"plan.{name}.count: expected counts in [0, {room}].")
+    for part, tensor, most in (("full", lists.full, "count"), ("whole", lists.whole, "full")):
+        if (tensor < 0).any() or (tensor > getattr(lists, most)).any():
+            raise DitAccelError(f"plan.{name}.{part}: expected counts in [0, {most}].")
+    if (lists.start < 0).any() or (lists.start + lists.count > room).any():
+        raise DitAccelError(f"plan.{name}.start: expected lists within the {room} entries.")
+    index, listed = lists.rows()
     used = index[listed]
-    what = "blocks" if name != "pooled" else "pooled keys"
+    what = "blocks" if name == "visits" else "pooled keys"
     if used.numel() and (
         int(used.min()) < 0 or (choices is not None and int(used.max()) >= choices)
     ):
         bound = "0 or more" if choices is None else f"[0, {choices})"
         raise DitAccelError(
-            f"plan.{name}_index: expected {what} in {bound}, "
+            f"plan.{name}.index: expected {what} in {bound}, "
             f"got {int(used.min())} to {int(used.max())}."
         )
     # Unlisted slots become -1, -2, ...: all different, so that equal neighbours are repetitions.
     slots = -1 - torch.arange(index.shape[-1], dtype=torch.int32, device=index.device)
     ordered = torch.where(listed, index, slots).sort(-1).values
     if (ordered[..., 1:] == ordered[..., :-1]).any():
-        raise DitAccelError(f"plan.{name}_index: expected {what} that no list names twice.")
+        raise DitAccelError(f"plan.{name}.index: expected {what} that no list names twice.")
 
 
-def _check_unmasked(plan: BlockPlan, count: Tensor) -> None:
-    _expect_int32("unmasked_count", count)
-    if count.shape != plan.full_count.shape:
-        raise DitAccelError(
-            f"plan.unmasked_count: expected the shape of full_count, "
-            f"{tuple(plan.full_count.shape)}, got {tuple(count.shape)}."
-        )
-    if (count < 0).any() or (count > plan.full_count).any():
-        raise DitAccelError("plan.unmasked_count: expected counts in [0, full_count].")
-    front = listed_entries(count, plan.full_index)
-    whole = (plan.k_blocks.lengths == plan.block_k).expand(plan.batch, -1)
+def _check_whole(plan: BlockPlan) -> None:
+    index, front = plan.visits.rows(stop=plan.visits.whole)
+    whole = (plan.blocks.k.lengths == plan.blocks.block_k).expand(plan.batch, -1)
     for sample in range(plan.batch):
-        row = sample if len(front) > 1 else 0
-        if not whole[sample][plan.full_index[row][front[row]].long()].all():
+        row = sample % len(front)
+        if not whole[sample][index[row][front[row]].long()].all():
             raise DitAccelError(
-                "plan.unmasked_count: expected the blocks that it counts to have "
-                f"{plan.block_k} tokens each."
+                "plan.visits.whole: expected the blocks that it counts to have "
+                f"{plan.blocks.block_k} tokens each."
             )
-
-
-def _check_apart(plan: BlockPlan, count: Tensor, index: Tensor) -> None:
-    """No block stands in the full and in the partial list of the same query block."""
-    shape = (*plan.full_count.shape[1:], plan.k_blocks.count + 1)
-    for sample in range(plan.full_count.shape[0]):
-        seen = torch.zeros(shape, dtype=torch.int32, device=plan.device)
-        for counts, indices in ((plan.full_count, plan.full_index), (count, index)):
-            listed = listed_entries(counts[sample], indices[sample])
-            slots = torch.where(listed, indices[sample], plan.k_blocks.count).long()
-            seen.scatter_add_(-1, slots, listed.int())
-        if (seen > 1).any():
-            raise DitAccelError("plan.partial_index: expected blocks that are not in full_index.")
 
 
 def _check_mask(plan: BlockPlan, mask: TokenMask) -> None:
@@ -147,29 +126,53 @@ def _check_mask(plan: BlockPlan, mask: TokenMask) -> None:
             raise unknown("token rule", rule, TOKEN_RULES)
         if len(params) > MAX_PARAMS:
             raise DitAccelError(
-                f"plan.token_mask: expected at most {MAX_PARAMS} parameters, got {len(params)}."
+                f"plan.mask: expected at most {MAX_PARAMS} parameters, got {len(params)}."
             )
     for name, coords, length in (
-        ("q_coords", mask.q_coords, plan.q_length),
-        ("k_coords", mask.k_coords, plan.k_length),
+        ("q_coords", mask.q_coords, plan.blocks.q_length),
+        ("k_coords", mask.k_coords, plan.blocks.k_length),
     ):
-        _expect_int32(f"token_mask.{name}", coords)
+        _expect_int32(f"mask.{name}", coords)
         if coords.shape != (length, 3):
             raise DitAccelError(
-                f"plan.token_mask.{name}: expected shape {(length, 3)}, got {tuple(coords.shape)}."
+                f"plan.mask.{name}: expected shape {(length, 3)}, got {tuple(coords.shape)}."
             )
 
 
 def _check_claims(plan: BlockPlan) -> None:
-    """`kinds` and `covers` promise no less than there is."""
-    there = replace(plan, kinds=None).list_kinds
-    if plan.kinds is not None and any(
-        found and not said for said, found in zip(plan.list_kinds, there, strict=True)
-    ):
-        raise DitAccelError(f"plan.kinds: expected at least {there}, got {plan.kinds}.")
-    covers = (plan.q_blocks.lengths.sum(-1) == plan.q_length).all()
-    if plan.covers and not covers:
-        raise DitAccelError("plan.covers: expected False, some queries are in no block.")
+    """What the shape says is so, and promises no less than there is."""
+    shape, blocks, lists = plan.shape, plan.blocks, plan.visits
+    counts = plan.counts
+    there = (counts.whole > 0, counts.short > 0, counts.partial > 0, counts.pooled > 0)
+    if any(found and not said for said, found in zip(shape.kinds, there, strict=True)):
+        raise DitAccelError(f"plan.shape.kinds: expected at least {there}, got {shape.kinds}.")
+    video = slice(blocks.first_video, blocks.first_video + blocks.video_blocks)
+    longest = (
+        int(lists.count[..., video].max()) if blocks.video_blocks and lists.count.numel() else 0
+    )
+    if longest > shape.most:
+        raise DitAccelError(f"plan.shape.most: expected at least {longest}, got {shape.most}.")
+    known = {
+        "block_q": blocks.block_q,
+        "block_k": blocks.block_k,
+        "q_blocks": blocks.q.count,
+        "k_blocks": blocks.k.count,
+        "box": blocks.box,
+        "grid": blocks.grid,
+        "scattered": blocks.scattered,
+        "gathered": blocks.gathered,
+        "mixed": blocks.mixed,
+        "in_place": blocks.in_place,
+        "batch": max(len(lists.count), len(blocks.k.lengths)),
+        "heads": lists.count.shape[1],
+        "entries": len(lists.index),
+        "rules": () if plan.mask is None else tuple(name for name, _ in plan.mask.rules),
+    }
+    for name, expected in known.items():
+        if getattr(shape, name) != expected:
+            raise DitAccelError(
+                f"plan.shape.{name}: expected {expected}, got {getattr(shape, name)}."
+            )
 
 
 def _expect_int32(name: str, tensor: Tensor) -> None:
@@ -177,13 +180,3 @@ def _expect_int32(name: str, tensor: Tensor) -> None:
         raise DitAccelError(f"plan.{name}: expected int32, got {tensor.dtype}.")
     if not tensor.is_contiguous():
         raise DitAccelError(f"plan.{name}: expected contiguous memory, got {tensor.stride()}.")
-
-
-def _check_together(**fields: object) -> None:
-    """All of `fields` are given, or none."""
-    given = sum(value is not None for value in fields.values())
-    if given not in (0, len(fields)):
-        *first, last = fields
-        raise DitAccelError(
-            f"plan: expected {', '.join(first)} and {last} together, got {given} of them."
-        )

@@ -8,15 +8,13 @@ on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
-
-if TYPE_CHECKING:
-    from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.blocks import Blocks, BlockTable
+from dit_accel.kernels.machine import runs_triton
 
 # Gathered tokens of one step of the torch twin, in numbers.
 _CHUNK = 1 << 24
@@ -24,7 +22,7 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class PooledKeys:
-    """The pooled keys of a call; `BlockPlan.pooled_index` numbers them.
+    """The pooled keys of a call; a plan's pooled lists number them.
 
     key, value: [B, NP, Hkv, D] in the type of q, any strides. log_count: float32 [B or 1, NP],
     added to the scores (natural log); -inf leaves a pooled key out.
@@ -49,17 +47,17 @@ def pool_blocks(
 ) -> Tensor:
     """[B, N, H, D]: the mean over each block's valid tokens of x [B, S, H, D] (any strides).
 
-    block: slots of a block (`BlockPlan.block_q` or `block_k`), no block is longer. A block without
+    block: slots of a block (`Blocks.block_q` or `block_k`), no block is longer. A block without
     tokens has the mean 0. Raises DitAccelError where x has fewer tokens than the table's order.
     """
     return _pool((x, table, block), dtype=dtype)[0]
 
 
 def pool_queries_and_keys(
-    q: Tensor, k: Tensor, plan: BlockPlan, dtype: torch.dtype = torch.float32
+    q: Tensor, k: Tensor, blocks: Blocks, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Block means [B, NQ, H, D] of q and [B, NK, Hkv, D] of k [B, S, H, D], each read once."""
-    sides = ((q, plan.q_blocks, plan.block_q), (k, plan.k_blocks, plan.block_k))
+    sides = ((q, blocks.q, blocks.block_q), (k, blocks.k, blocks.block_k))
     queries, keys = _pool(*sides, dtype=dtype)
     return queries, keys
 
@@ -75,8 +73,6 @@ def pooled_keys(k: Tensor, v: Tensor, table: BlockTable, block: int = 128) -> Po
 
 def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Tensor]:
     """`pool_blocks` of one or two (tensor, table, slots of a block), two in the same launch."""
-    from dit_accel.kernels.backends import runs_triton
-
     for x, table, _ in sides:
         if table.order is not None and table.order.shape[0] != x.shape[1]:
             raise DitAccelError(

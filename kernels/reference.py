@@ -7,54 +7,47 @@ A row that keeps no key is 0 with LSE -inf. Memory grows with Lq x Lk: for tests
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from dit_accel.kernels.plan import BlockPlan, block_tokens, listed_entries
+from dit_accel.kernels.blocks import block_tokens
+from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 
 
 def dense_mask(plan: BlockPlan, batch: int, heads: int) -> Tensor:
     """bool [batch, heads, Lq, Lk]: the token pairs that the plan keeps."""
-    shape = (batch, heads, plan.q_length, plan.k_length)
+    blocks = plan.blocks
+    shape = (batch, heads, blocks.q_length, blocks.k_length)
     mask = torch.zeros(shape, dtype=torch.bool, device=plan.device)
     for b in range(batch):
-        q_tokens, q_ok = block_tokens(plan.q_blocks, b, plan.block_q)
-        k_tokens, k_ok = block_tokens(plan.k_blocks, b, plan.block_k)
-        for h in range(heads):
-            for count, index, partial in (
-                (plan.full_count, plan.full_index, False),
-                (plan.partial_count, plan.partial_index, True),
-            ):
-                if count is None or index is None:
-                    continue
-                row = (b if count.shape[0] > 1 else 0, h if count.shape[1] > 1 else 0)
-                entries = listed_entries(count[row], index[row])
-                for block, key in zip(
-                    entries.nonzero()[:, 0].tolist(), index[row][entries].tolist(), strict=True
-                ):
-                    queries, keys = q_tokens[block][q_ok[block]], k_tokens[key][k_ok[key]]
-                    kept = torch.ones((), dtype=torch.bool, device=plan.device)
-                    if partial and plan.token_mask is not None:
-                        kept = plan.token_mask.allowed(queries, keys)
-                    mask[b, h, queries[:, None], keys] |= kept
+        q_tokens, q_real = block_tokens(blocks.q, b, blocks.block_q)
+        k_tokens, k_real = block_tokens(blocks.k, b, blocks.block_k)
+        for h, block in itertools.product(range(heads), range(blocks.q.count)):
+            queries = q_tokens[block][q_real[block]]
+            full, masked = plan.visits.entries(b, h, block)
+            for key in full.tolist():
+                mask[b, h, queries[:, None], k_tokens[key][k_real[key]]] = True
+            for key in masked.tolist() if plan.mask is not None else ():
+                keys = k_tokens[key][k_real[key]]
+                mask[b, h, queries[:, None], keys] |= plan.mask.allowed(queries, keys)
     return mask
 
 
 def pooled_mask(plan: BlockPlan, batch: int, heads: int, keys: int) -> Tensor:
     """bool [batch, heads, Lq, keys]: the pooled keys that each query row sees."""
-    shape = (batch, heads, plan.q_length, keys)
+    blocks = plan.blocks
+    shape = (batch, heads, blocks.q_length, keys)
     mask = torch.zeros(shape, dtype=torch.bool, device=plan.device)
-    count, index = plan.pooled_count, plan.pooled_index
-    if count is None or index is None:
+    if plan.pooled is None:
         return mask
     for b in range(batch):
-        q_tokens, q_ok = block_tokens(plan.q_blocks, b, plan.block_q)
-        for h in range(heads):
-            row = (b if count.shape[0] > 1 else 0, h if count.shape[1] > 1 else 0)
-            for block, listed in enumerate(count[row].tolist()):
-                seen = index[row][block, :listed].long()
-                mask[b, h, q_tokens[block][q_ok[block]][:, None], seen] = True
+        q_tokens, q_real = block_tokens(blocks.q, b, blocks.block_q)
+        for h, block in itertools.product(range(heads), range(blocks.q.count)):
+            seen, _ = plan.pooled.entries(b, h, block)
+            mask[b, h, q_tokens[block][q_real[block]][:, None], seen.long()] = True
     return mask
 
 
@@ -70,7 +63,7 @@ def reference_attention(
     """out [B, Lq, H, D] in q's type and LSE float32 [B, H, Lq], from q, k, v in BSHD."""
     batch, _, heads, _ = q.shape
     mask = dense_mask(plan, batch, heads)
-    bias = torch.zeros(1, plan.k_length, dtype=torch.float64, device=q.device)
+    bias = torch.zeros(1, plan.blocks.k_length, dtype=torch.float64, device=q.device)
     if pooled is not None:
         k, v = torch.cat([k, pooled.key], 1), torch.cat([v, pooled.value], 1)
         mask = torch.cat([mask, pooled_mask(plan, batch, heads, pooled.count)], -1)

@@ -6,18 +6,15 @@ q, k and v; the call runs on a plan over the slots; one pass moves the output ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.once import once
 from dit_accel.kernels.permute import block_order, gather, raster_order
-from dit_accel.kernels.plan import BlockPlan, BlockTable
-
-# (q, k, v, plan, scale, return_lse, perhaps pooled) -> (out, LSE or None)
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
+from dit_accel.kernels.plan import BlockPlan, Forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +43,29 @@ def slots_of(table: BlockTable, block: int, length: int) -> Slots:
 
 
 @once
-def slot_plan(plan: BlockPlan) -> BlockPlan:
-    """The plan over slots; it has no token rule."""
-    q, k = _sides(plan)
+def slot_blocks(blocks: Blocks) -> Blocks:
+    """The same blocks over slots."""
+    q, k = _sides(blocks)
     return replace(
-        plan,
-        q_blocks=q.table,
-        k_blocks=k.table,
+        blocks,
+        q=q.table,
+        k=k.table,
         q_length=len(q.tokens),
         k_length=len(k.tokens),
         # Slots that are empty in every sample are never read.
-        covers=plan.q_blocks.lengths.shape[0] == 1,
+        covers=blocks.q.lengths.shape[0] == 1,
         box=None,
         grid=None,
         video_start=0,
     )
+
+
+@once
+def slot_plan(plan: BlockPlan) -> BlockPlan:
+    """The plan over slots; it has no token rule."""
+    blocks = slot_blocks(plan.blocks)
+    facts = {"scattered": False, "gathered": False, "mixed": False, "in_place": False}
+    return replace(plan, blocks=blocks, shape=replace(plan.shape, box=None, grid=None, **facts))
 
 
 def attend_in_slots(
@@ -70,14 +75,14 @@ def attend_in_slots(
     plan: BlockPlan,
     scale: float,
     return_lse: bool,
-    attend: Attend,
+    attend: Forward,
 ) -> tuple[Tensor, Tensor | None]:
     """`attend` on the tokens of q, k, v [B, S, H, D] in block order; its results in raster order.
 
     The plan has no token rule.
     """
-    rows, keys = _sides(plan)
-    if _same_places(plan):
+    rows, keys = _sides(plan.blocks)
+    if _same_places(plan.blocks):
         q, k, v = gather((q, k, v), rows.tokens)
     else:
         (q,), (k, v) = gather((q,), rows.tokens), gather((k, v), keys.tokens)
@@ -89,14 +94,14 @@ def attend_in_slots(
     return out, lse
 
 
-def _sides(plan: BlockPlan) -> tuple[Slots, Slots]:
+def _sides(blocks: Blocks) -> tuple[Slots, Slots]:
     return (
-        slots_of(plan.q_blocks, plan.block_q, plan.q_length),
-        slots_of(plan.k_blocks, plan.block_k, plan.k_length),
+        slots_of(blocks.q, blocks.block_q, blocks.q_length),
+        slots_of(blocks.k, blocks.block_k, blocks.k_length),
     )
 
 
-def _same_places(plan: BlockPlan) -> bool:
+def _same_places(blocks: Blocks) -> bool:
     """Whether a key block stands where the query block of its number does."""
-    q, k = plan.q_blocks, plan.k_blocks
-    return q.order is k.order and q.starts is k.starts and plan.block_q == plan.block_k
+    q, k = blocks.q, blocks.k
+    return q.order is k.order and q.starts is k.starts and blocks.block_q == blocks.block_k

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_accel.kernels.blocks import BlockTable
 from dit_accel.kernels.once import once
-from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.plan import BlockPlan, Visits
 from dit_accel.kernels.pooling import PooledKeys
 
 # Gathered keys and values of one batched call, bytes: within a CPU's caches; on a GPU large enough
@@ -64,7 +65,7 @@ def torch_attention(
     Rows without keys are 0 with LSE -inf.
     """
     batch, length, heads, _ = q.shape
-    out = torch.empty_like(q) if plan.covers_queries else torch.zeros_like(q)
+    out = torch.empty_like(q) if plan.blocks.covers else torch.zeros_like(q)
     lse = None
     if return_lse:
         lse = q.new_full((batch, heads, length), -torch.inf, dtype=torch.float32)
@@ -182,13 +183,13 @@ def _put(out: Tensor, tokens: Tokens, rows: Tensor) -> None:
 
 def _token_mask(plan: BlockPlan, part: _Bucket, q: Tensor) -> Tensor | None:
     """bool [B * G, 1, nq, nk], or None where every pair counts."""
-    if part.full is None or plan.token_mask is None:
+    if part.full is None or plan.mask is None:
         return None
     queries, keys = (
         torch.arange(t.start, t.stop, device=q.device)[None] if isinstance(t, slice) else t
         for t in (part.queries, part.keys)
     )
-    kept = plan.token_mask.allowed(queries, keys) | part.full[:, None, :]
+    kept = plan.mask.allowed(queries, keys) | part.full[:, None, :]
     return kept.repeat(q.shape[0], 1, 1).unsqueeze(1)
 
 
@@ -225,23 +226,16 @@ def _buckets(plan: BlockPlan) -> list[_Bucket]:
 
 
 def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
-    lists = [
-        (None if count is None or index is None else (count.cpu().numpy(), index.cpu().numpy()))
-        for count, index in (
-            (plan.full_count, plan.full_index),
-            (plan.partial_count, plan.partial_index),
-            (plan.pooled_count, plan.pooled_index),
-        )
-    ]
-    tables = [_host_table(table) for table in (plan.q_blocks, plan.k_blocks)]
-    samples = max(plan.batch, plan.q_blocks.lengths.shape[0])
+    visits, pooled = _host_lists(plan.visits), _host_lists(plan.pooled)
+    tables = [_host_table(table) for table in (plan.blocks.q, plan.blocks.k)]
+    samples = max(plan.batch, len(plan.blocks.q.lengths))
     for sample in range(samples):
         for head in range(plan.heads):
-            row = (sample if plan.full_count.shape[0] > 1 else 0, head)
             groups: dict[tuple[bytes, ...], list[int]] = {}
-            for block in range(plan.q_blocks.count):
-                seen = tuple(_entries(pair, (*row, block)).tobytes() for pair in lists)
-                groups.setdefault(seen, []).append(block)
+            for block in range(plan.blocks.q.count):
+                full, masked = _entries(visits, (sample, head, block))
+                more, _ = _entries(pooled, (sample, head, block))
+                groups.setdefault((full, masked, more), []).append(block)
             yield from _stacked(
                 groups,
                 tables,
@@ -252,10 +246,22 @@ def _make_buckets(plan: BlockPlan) -> Iterator[_Bucket]:
             )
 
 
-def _entries(pair: tuple[Host, Host] | None, row: tuple[int, int, int]) -> Host:
-    if pair is None:
-        return np.empty(0, np.int32)
-    return np.sort(pair[1][row][: pair[0][row]])
+def _host_lists(lists: Visits | None) -> tuple[Host, ...] | None:
+    if lists is None:
+        return None
+    parts = (lists.start, lists.full, lists.count, lists.index)
+    return tuple(part.cpu().numpy() for part in parts)
+
+
+def _entries(lists: tuple[Host, ...] | None, row: tuple[int, int, int]) -> tuple[bytes, bytes]:
+    """The entries of a list that count in full, and those under the token mask, each ascending."""
+    if lists is None:
+        return b"", b""
+    start, full, count, index = lists
+    row = row[0] % len(start), row[1], row[2]
+    middle = start[row] + full[row]
+    parts = index[start[row] : middle], index[middle : start[row] + count[row]]
+    return np.sort(parts[0]).tobytes(), np.sort(parts[1]).tobytes()
 
 
 def _stacked(

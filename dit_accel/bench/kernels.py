@@ -137,7 +137,7 @@ def _plan_rows(
         row = replace(
             row,
             note=note,
-            blocks=f"{plan.block_q}x{plan.block_k}",
+            blocks=f"{plan.shape.block_q}x{plan.shape.block_k}",
             launched_density=plan.launched_density(backend),
             kept_density=plan.kept_density(),
         )

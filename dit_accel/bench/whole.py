@@ -102,7 +102,7 @@ def permutation(case: Case, copy_gbytes_per_s: float, options: Options) -> Row:
     q, k, v = inputs = make_inputs(case, options.dtype, options.device)
     pattern, _ = sliding_tile(case.layout, WHOLE_DENSITY, "triton", options.device, options.tile)
     plan = plan_for(case.layout, pattern, options.device, layout_kind="gather")
-    index = block_order(plan.k_blocks, plan.block_k)
+    index = block_order(plan.blocks.k, plan.shape.block_k)
     row = base_row("permutation", case, "q, k, v to block order", options)
     row = replace(row, plan="sliding_tile")
     real = index >= 0

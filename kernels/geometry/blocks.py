@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.geometry.tiling import Geometry, Tiling, clipped_split, geometry, grouped
 from dit_accel.kernels.geometry.visibility import EVERY, NONE, Relation
-from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, Rule, TokenMask
+from dit_accel.kernels.plan import BlockPlan, Rule, TokenMask, Visits, plan_of
 from dit_accel.layout import TokenLayout
 
 # Pairs of boxes that are looked at in one go.
@@ -40,6 +42,40 @@ def span_runs(length: int, block: int) -> tuple[int, ...]:
     return clipped_split(length, block)
 
 
+def blocks_of(layout: TokenLayout, tiling: Tiling, device: torch.device | str) -> Blocks:
+    """How a call over `layout` is cut: the video by `tiling`, other spans in runs of whole blocks.
+
+    Every query token is in a block, padded ones too (the stock call computes them and drops them
+    later); key blocks are cut to each sample's valid prefix.
+    """
+    device = torch.device(device)
+    before, after = (span_runs(n, tiling.block) for n in (layout.before, layout.after))
+    sizes = np.array([*before, *tiling.lengths, *after], np.int64)
+    starts = sizes.cumsum() - sizes
+    keys = _valid_lengths(layout, sizes, starts)
+    order = tile_order(layout, tiling, device)
+    origins = _origins(layout, tiling, starts, len(before))
+    starts_there, sizes_there, keys_there, *origins_there = (
+        torch.from_numpy(np.ascontiguousarray(part, np.int32)).to(device)
+        for part in (starts, sizes[None], keys, *([] if origins is None else [origins]))
+    )
+    where = origins_there[0] if origins_there else None
+    return Blocks(
+        BlockTable(order, starts_there, sizes_there, where),
+        BlockTable(order, starts_there, keys_there, where),
+        layout.length,
+        layout.length,
+        tiling.block,
+        tiling.block,
+        box=tiling.box,
+        grid=layout.grid,
+        video_start=layout.video_start,
+        first_video=len(before),
+        video_blocks=tiling.blocks,
+        covers=True,
+    )
+
+
 def build_plan(
     layout: TokenLayout,
     tiling: Tiling,
@@ -50,51 +86,22 @@ def build_plan(
     """A plan in which video sees video by rules, and other tokens see and are seen by every token.
 
     unions: the rules; a pair counts where a member of the union keeps it.
-    heads: for each query head, which union it follows; None where there is only one.
+    heads: for each query head, which union it follows; None where there is only one. Heads that
+        follow the same one share its lists.
 
-    Every query token is computed, padded ones too (the stock call does so and drops them later);
-    key blocks are cut to each sample's valid prefix and leave the lists where nothing is left.
-    Raises DitAccelError where partial blocks would need more than MAX_RULES token rules, or not the
-    same ones for all heads.
+    Key blocks where nothing is valid leave the lists. Raises DitAccelError where partial blocks
+    would need more than MAX_RULES token rules, or not the same ones for all heads.
     """
-    device = torch.device(device)
     rules = _token_rules(unions)
-    before, after = (span_runs(n, tiling.block) for n in (layout.before, layout.after))
-    sizes = np.array([*before, *tiling.lengths, *after], np.int64)
-    starts = sizes.cumsum() - sizes
-    key_lengths = _valid_lengths(layout, sizes, starts)
-    order = tile_order(layout, tiling, device)
-    origins = _origins(layout, tiling, starts, len(before))
-    starts_there, sizes_there, keys_there, *origins_there = (
-        torch.from_numpy(np.ascontiguousarray(part, np.int32)).to(device)
-        for part in (starts, sizes[None], key_lengths, *([] if origins is None else [origins]))
-    )
-    where = origins_there[0] if origins_there else None
-    made = [
-        _lists(geometry(tiling), union, len(before), keys_there, tiling.block) for union in unions
-    ]
-    full, whole, masked = _by_head(made, heads)
-    has_partial = bool(rules) and masked.width > 0
-    kinds = torch.stack([whole.sum(), full.count.sum()]).tolist()
-    return BlockPlan(
-        BlockTable(order, starts_there, sizes_there, where),
-        BlockTable(order, starts_there, keys_there, where),
-        full.count,
-        full.index,
-        layout.length,
-        layout.length,
-        tiling.block,
-        tiling.block,
-        whole,
-        masked.count if has_partial else None,
-        masked.index if has_partial else None,
-        _token_mask(layout, rules, device) if has_partial else None,
-        kinds=ListKinds(kinds[0] > 0, kinds[1] > kinds[0], has_partial),
-        covers=True,
-        box=tiling.box,
-        grid=layout.grid,
-        video_start=layout.video_start,
-    )
+    blocks = blocks_of(layout, tiling, device)
+    made = [_lists(geometry(tiling), union, blocks) for union in unions]
+    visits = made[0] if heads is None else _by_head(made, heads)
+    plan = plan_of(blocks, visits)
+    if not plan.shape.kinds.partial:
+        return plan
+    mask = _token_mask(layout, rules, blocks.device)
+    shape = replace(plan.shape, rules=tuple(name for name, _ in mask.rules))
+    return replace(plan, mask=mask, shape=shape)
 
 
 def tile_order(layout: TokenLayout, tiling: Tiling, device: torch.device) -> Tensor | None:
@@ -152,53 +159,17 @@ def _token_rules(unions: Sequence[Union]) -> tuple[Rule, ...]:
     return rules
 
 
-@dataclass(frozen=True, eq=False)
-class _List:
-    """count int32 [Bp, Hp, N] and index int32 [Bp, Hp, N, M]; the longest list has `width`."""
-
-    count: Tensor
-    index: Tensor
-    width: int
-
-    def padded(self, width: int) -> _List:
-        missing = width - self.index.shape[-1]
-        return _List(self.count, torch.nn.functional.pad(self.index, (0, missing)), self.width)
-
-
-Lists = tuple[_List, Tensor, _List]
-
-
-def _lists(where: Geometry, union: Union, first: int, keys: Tensor, block: int) -> Lists:
-    """Full lists, their counts of whole blocks, and partial lists; whole blocks come first.
-
-    first: blocks before the video. keys: int32 [Bp, N], valid tokens of each key block.
-    """
-    rows, columns, kinds = _entries(where, union, first, keys, block)
-    samples, blocks = keys.shape
-    lists = (rows * 3 + kinds).to(torch.int32)
-    lists, by_list = lists.sort(stable=True)
-    columns = columns[by_list].int()
-    count = torch.zeros(samples * blocks * 3, dtype=torch.int32, device=keys.device)
+def _lists(where: Geometry, union: Union, blocks: Blocks) -> Visits:
+    """The lists of one union for all heads, [Bp, 1, NQ]: one after another, without gaps."""
+    keys = blocks.k.lengths
+    rows, columns, kinds = _entries(where, union, blocks.first_video, keys, blocks.block_k)
+    lists, by_list = (rows * 3 + kinds).to(torch.int32).sort(stable=True)
+    count = torch.zeros(keys.numel() * 3, dtype=torch.int32, device=keys.device)
     count.index_add_(0, lists, torch.ones_like(lists))
-    begin = count.cumsum(0, dtype=torch.int32) - count
-    place = torch.arange(len(lists), device=keys.device, dtype=torch.int32) - begin[lists]
-    whole, short, partial = count.view(-1, 3).mT.contiguous()
-    full_width, partial_width = torch.stack([(whole + short).max(), partial.max()]).tolist()
-    row = lists // 3
-    place = place + torch.where(lists % 3 == 1, whole[row], 0)
-    found = []
-    for chosen, width in ((lists % 3 < 2, full_width), (lists % 3 == 2, partial_width)):
-        # One slot past the end takes what is not chosen.
-        index = columns.new_zeros(samples * blocks * max(1, width) + 1)
-        at = torch.where(chosen, row.long() * max(1, width) + place, len(index) - 1)
-        index[at] = columns
-        found.append(index[:-1].view(samples, 1, blocks, max(1, width)).contiguous())
-    shape = (samples, 1, blocks)
-    return (
-        _List((whole + short).view(shape), found[0], full_width),
-        whole.view(shape),
-        _List(partial.view(shape), found[1], partial_width),
-    )
+    count = count.view(len(keys), 1, -1, 3).cumsum(-1, dtype=torch.int32)
+    whole, full, every = count.permute(3, 0, 1, 2).contiguous()
+    start = every.flatten().cumsum(0, dtype=torch.int32).view(every.shape) - every
+    return Visits(start, whole, full, every, columns[by_list].int())
 
 
 def _entries(
@@ -241,22 +212,16 @@ def _combined(rows: Geometry, where: Geometry, union: Union, device: torch.devic
     return seen
 
 
-def _by_head(made: Sequence[Lists], heads: Sequence[int] | None) -> Lists:
-    if heads is None:
-        return made[0]
-    which = torch.tensor(heads, device=made[0][1].device)
-
-    def spread(lists: Sequence[_List]) -> _List:
-        width = max(each.index.shape[-1] for each in lists)
-        wide = [each.padded(width) for each in lists]
-        return _List(
-            torch.cat([each.count for each in wide], 1)[:, which],
-            torch.cat([each.index for each in wide], 1)[:, which],
-            max(each.width for each in lists),
-        )
-
-    full, whole, partial = zip(*made, strict=True)
-    return spread(full), torch.cat(whole, 1)[:, which], spread(partial)
+def _by_head(made: Sequence[Visits], heads: Sequence[int]) -> Visits:
+    """For each head the lists of the union that it follows; entries are not copied."""
+    which = torch.tensor(heads, device=made[0].count.device)
+    before = [0, *accumulate(len(lists.index) for lists in made)]
+    starts = [lists.start + first for lists, first in zip(made, before, strict=False)]
+    parts = ([getattr(lists, name) for lists in made] for name in ("whole", "full", "count"))
+    return Visits(
+        *(torch.cat(part, 1)[:, which] for part in (starts, *parts)),
+        torch.cat([lists.index for lists in made]),
+    )
 
 
 def _origins(

@@ -18,7 +18,7 @@ RUN = gl.constexpr(lists.RUN)
 TOKEN = gl.constexpr(lists.RUN - 1)
 SAMPLE = gl.constexpr(lists.SAMPLE)
 HEAD = gl.constexpr(lists.HEAD)
-ROW = gl.constexpr(lists.ROW)
+START = gl.constexpr(lists.START)
 CODE = gl.constexpr(lists.CODE)
 LENGTH = gl.constexpr(lists.LENGTH)
 TILES = gl.constexpr(lists.TILES)
@@ -115,7 +115,7 @@ def _copy_tile(
 @gluon.jit
 def produce(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_s, v_s,
-    q_full, full, items, last, work, group, codes, width,
+    q_full, full, items, last, work, group, codes,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
     Q_BOX: gl.constexpr, K_BOX: gl.constexpr, SPLIT: gl.constexpr,
@@ -126,7 +126,7 @@ def produce(
     i = gl.load(work)
     tiles = gl.load(work + 1)
     item = items + i * 8
-    follows = gl.load(item + ROW) * width
+    follows = gl.load(item + START)
     at = follows
     entry = gl.load(codes + at)
     second = entry
@@ -142,7 +142,7 @@ def produce(
     old_entry = 0  # not `entry`: a variable that starts as another's alias is not carried on
     old_second = 0
     for now in range(tiles):
-        if t == total:  # the next item; its row of `items` came with the number of its lists' row
+        if t == total:  # the next item; its row of `items` came with where its list starts
             sample = gl.load(item + SAMPLE)
             head = gl.load(item + HEAD)
             code = gl.load(item + CODE)
@@ -166,7 +166,7 @@ def produce(
             at = follows
             i += 1
             item = items + gl.minimum(i, last) * 8
-            follows = gl.load(item + ROW) * width
+            follows = gl.load(item + START)
             t = 0
         t += 1
         # The next codes are on their way while this tile waits for its buffers.

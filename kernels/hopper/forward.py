@@ -118,7 +118,7 @@ def _finish(
 @gluon.jit
 def _consume(
     q_s, k_s, v_s, q_full, full,
-    out_ptr, lse_ptr, items, last, work, codes, metas, width,
+    out_ptr, lse_ptr, items, last, work, codes, metas,
     o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h, grid_w, video,
     rule_params, scale,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
@@ -153,7 +153,7 @@ def _consume(
     s = warpgroup_mma_wait(0, deps=(s,))
     arrive(done + FREE_TILE)
     if bare == 0:
-        s = masked(s, items, item, 0, codes, metas, width, grid_t, grid_h, grid_w, rule_params,
+        s = masked(s, items, item, 0, codes, metas, grid_t, grid_h, grid_w, rule_params,
                     KB, Q_BOX, K_BOX, S_L, HALF * SPLIT, BOXES, RUNS, PARTIAL, RULE,
                     OTHER)  # fmt: skip
     x, top, alpha = exponents(s, top, scale)
@@ -185,7 +185,7 @@ def _consume(
         # K of this tile, and V of the tile two before it, whose product has ended.
         arrive(stage + FREE_TILE)
         if t >= bare:
-            s = masked(s, items, item, t, codes, metas, width, grid_t, grid_h, grid_w,
+            s = masked(s, items, item, t, codes, metas, grid_t, grid_h, grid_w,
                         rule_params, KB, Q_BOX, K_BOX, S_L, HALF * SPLIT, BOXES, RUNS, PARTIAL,
                         RULE, OTHER)  # fmt: skip
         old_top = top
@@ -219,14 +219,14 @@ def _consume(
 
 @gluon.jit(
     do_not_specialize=[
-        "last", "group", "width", "lse_b", "lse_h", "grid_t", "grid_h", "grid_w", "video",
+        "last", "group", "lse_b", "lse_h", "grid_t", "grid_h", "grid_w", "video",
         "q_ob", "q_oh", "q_ch", "k_ob", "k_oh", "k_ch", "v_ob", "v_oh", "v_ch",
         "o_sb", "o_ss", "o_sh",
     ]
 )  # fmt: skip
 def forward(
     q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, out_ptr, lse_ptr,
-    items, work, codes, metas, rule_params, last, group, width, lse_b, lse_h,
+    items, work, codes, metas, rule_params, last, group, lse_b, lse_h,
     q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch, o_sb, o_ss, o_sh,
     grid_t, grid_h, grid_w, video, scale,
     D: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
@@ -259,7 +259,7 @@ def forward(
             (_consume, (
                 q_s, k_s, v_s, q_full, full,
                 out_ptr, lse_ptr, items, last, work, codes, metas,
-                width, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
+                o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 0, BOXES, RUNS, PARTIAL, RULE,
                 OTHER,
@@ -267,14 +267,14 @@ def forward(
             (_consume, (
                 q_s, k_s, v_s, q_full, full,
                 out_ptr, lse_ptr, items, last, work, codes, metas,
-                width, o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
+                o_sb, o_ss, o_sh, lse_b, lse_h, grid_t, grid_h,
                 grid_w, video, rule_params, scale,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, 1, BOXES, RUNS, PARTIAL, RULE,
                 OTHER,
             )),
             (produce, (
                 q_boxes, k_boxes, v_boxes, q_runs, k_runs, v_runs, q_s, k_in, v_in, q_full,
-                full, items, last, work, group, codes, width,
+                full, items, last, work, group, codes,
                 q_ob, q_oh, q_ch, k_ob, k_oh, k_ch, v_ob, v_oh, v_ch,
                 D, KB, STAGES, Q_BOX, K_BOX, SPLIT, BOXES, RUNS,
             )),

@@ -14,13 +14,16 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from dit_accel.kernels.blocks import Triple
 from dit_accel.kernels.hopper.forward import forward
 from dit_accel.kernels.hopper.lists import work_lists
+from dit_accel.kernels.hopper.online import online_lists
+from dit_accel.kernels.machine import processors
+from dit_accel.kernels.parts import attend_split
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.portable.forward import triton_attention
 from dit_accel.kernels.slots import attend_in_slots
-from dit_accel.kernels.split import attend_split
 from dit_accel.kernels.token_rules import TOKEN_RULES
 
 LOG2_E = 1.4426950408889634
@@ -44,13 +47,13 @@ class Config:
 CONFIGS = {64: Config(stages=4), 128: Config(stages=2)}
 
 
-def halved(box: tuple[int, int, int]) -> tuple[int, int, int]:
+def halved(box: Triple) -> Triple:
     """The first half of a box's tokens: half of its first axis that is longer than 1."""
     axis = next(a for a in range(3) if box[a] > 1)
     return tuple(n // 2 if a == axis else n for a, n in enumerate(box))  # type: ignore[return-value]
 
 
-def packed(box: tuple[int, int, int]) -> int:
+def packed(box: Triple) -> int:
     """A code's coordinates."""
     return box[0] << 20 | box[1] << 10 | box[2]
 
@@ -63,11 +66,9 @@ class _View:
     outer: int
     outer_stride: int
     inner: int
-    steps: tuple[int, int, int]
+    steps: Triple
 
-    def boxes(
-        self, grid: tuple[int, int, int], start: int, box: tuple[int, int, int], width: int
-    ) -> object:
+    def boxes(self, grid: Triple, start: int, box: Triple, width: int) -> object:
         """Descriptor of the video as [outer, T, H, W, inner], read by boxes x width."""
         t, h, w = grid
         row = self.tensor.stride(1)
@@ -127,11 +128,6 @@ def _descriptor(base: Tensor, shape: list[int], strides: list[int], block: list[
     return _Descriptor(base, shape, strides, block, _layout(tuple(block), base.dtype))
 
 
-@lru_cache(maxsize=8)
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def tensor_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernel cannot read these tensors, whatever the plan, or None."""
     dim = q.shape[-1]
@@ -145,17 +141,6 @@ def tensor_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         if view(tensor) is None:
             return f"strides of {name}: {tuple(tensor.stride())} cannot be read by bulk copies"
     return None
-
-
-@lru_cache(maxsize=1)
-def broken() -> str | None:
-    """Why the kernel is not to be trusted here: it does not compile, or a small case is wrong."""
-    from dit_accel.kernels.hopper.proof import prove
-
-    try:
-        return prove()
-    except Exception as error:  # compilers fail in many ways
-        return f"its self-test failed: {type(error).__name__}: {error}"
 
 
 def hopper_attention(
@@ -174,10 +159,10 @@ def hopper_attention(
     work; one for each multiprocessor if not given.
     """
     call = (q, k, v, plan, scale, return_lse)
-    if plan.scattered:
+    if plan.shape.scattered:
         attend = partial(hopper_attention, pooled=pooled, programs=programs)
         return attend_in_slots(*call, attend)
-    if pooled is not None and plan.list_kinds.pooled:
+    if pooled is not None and plan.shape.kinds.pooled:
         on_blocks = partial(_on_blocks, programs=programs)
         return attend_split(*call, pooled, on_blocks, triton_attention)
     return _on_blocks(*call, programs=programs)
@@ -196,15 +181,17 @@ def _on_blocks(
     batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
-    programs = min(programs or _processors(q.device), batch * heads * plan.q_blocks.count)
-    lists = work_lists(plan, batch, heads, programs)
-    mask = plan.token_mask if plan.list_kinds.partial else None
-    box = plan.box
+    blocks, shape = plan.blocks, plan.shape
+    programs = min(programs or processors(q.device), batch * heads * shape.q_blocks)
+    make = online_lists if shape.online else work_lists
+    lists = make(plan, batch, heads, programs)
+    mask = plan.mask if shape.kinds.partial else None
+    box = blocks.box
     out, lse = hopper_forward(
         q, k, v, lists.items, lists.work, lists.codes, lists.metas,
         None if mask is None else mask.packed, mask.name if mask else "", scale,
-        plan.block_k, list(box or ()), list(plan.grid or (1, 1, 1)), plan.video_start,
-        box is None or plan.mixed, plan.covers_queries,
+        blocks.block_k, list(box or ()), list(blocks.grid or (1, 1, 1)), blocks.video_start,
+        box is None or shape.mixed, blocks.covers,
         mask.other[0] if mask and mask.other else "",
     )  # fmt: skip
     return out, lse if return_lse else None
@@ -250,7 +237,7 @@ def hopper_forward(
         forward[(len(work),)](
             *box_views, *run_views, out, lse, items, work, codes, metas,
             work if rule_params is None else rule_params,
-            len(items) - 1, heads // k.shape[2], codes.shape[-1],
+            len(items) - 1, heads // k.shape[2],
             lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
             out.stride(0), out.stride(1), out.stride(2), *grid, video_start, scale * LOG2_E,
             D=dim, KB=block_k, STAGES=config.stages, Q_BOX=q_box, K_BOX=k_box, SPLIT=split,
@@ -267,11 +254,11 @@ def _fake(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty((batch, heads, length), dtype=torch.float32)
 
 
-def _triple(sizes: list[int]) -> tuple[int, int, int]:
+def _triple(sizes: list[int]) -> Triple:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _split(box: tuple[int, int, int]) -> int:
+def _split(box: Triple) -> int:
     """How far apart the codes of a block's two halves are."""
     half = halved(box)
     return packed(_triple([h if h < b else 0 for h, b in zip(half, box, strict=True)]))

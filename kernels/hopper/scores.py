@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from dit_accel.kernels.hopper.feed import CODE, ROW, RUN, UNDER_RULE, wide
+from dit_accel.kernels.hopper.feed import CODE, RUN, START, UNDER_RULE
 
 
 @gluon.jit
@@ -29,7 +29,7 @@ def _taken_here(at, t):
 
 @gluon.jit
 def masked(
-    s, items, item, t, codes, metas, width, grid_t, grid_h, grid_w, rule_params,
+    s, items, item, t, codes, metas, grid_t, grid_h, grid_w, rule_params,
     KB: gl.constexpr, Q_BOX: gl.constexpr, BOX: gl.constexpr, LAYOUT: gl.constexpr,
     SPLIT: gl.constexpr, BOXES: gl.constexpr, RUNS: gl.constexpr, PARTIAL: gl.constexpr,
     RULE: gl.constexpr, OTHER: gl.constexpr,
@@ -38,7 +38,7 @@ def masked(
 
     SPLIT: how far the code of the group's first query is from the item's.
     """
-    entry = gl.load(items + item * 8 + ROW).to(gl.int64) * wide(width) + t * (128 // KB)
+    entry = gl.load(items + item * 8 + START).to(gl.int64) + t * (128 // KB)
     rows = gl.load(items + item * 8 + CODE) + SPLIT
     codes += entry
     metas += entry

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.kernels.once import once
-from dit_accel.kernels.plan import BlockPlan, BlockTable, listed_entries
+from dit_accel.kernels.plan import BlockPlan, Shape
 from dit_accel.kernels.pooling import PooledKeys
 
 BLOCK = 128
@@ -47,7 +47,7 @@ def fa4_missing() -> str | None:
     return None
 
 
-def fa4_obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+def fa4_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | None:
     """Why flash-attn-4 cannot compute this call, or None."""
     if not q.is_cuda:
         return f"device {q.device.type}: needs CUDA"
@@ -55,18 +55,17 @@ def fa4_obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None
         return f"dtype {q.dtype}: needs float16 or bfloat16"
     if q.shape[-1] > MAX_DIM or q.shape[-1] % 8:
         return f"head_dim {q.shape[-1]}: needs a multiple of 8 up to {MAX_DIM}"
-    return plan_obstacle(plan)
+    return plan_obstacle(shape)
 
 
-def plan_obstacle(plan: BlockPlan) -> str | None:
-    """Why a plan has no form as flash-attn-4's lists, or None."""
-    if (plan.block_q, plan.block_k) != (BLOCK, BLOCK):
-        return f"blocks of {plan.block_q} x {plan.block_k}: needs {BLOCK} x {BLOCK}"
-    if plan.list_kinds.partial or plan.list_kinds.pooled:
+def plan_obstacle(shape: Shape) -> str | None:
+    """Why plans of this shape have no form as flash-attn-4's lists, or None."""
+    if (shape.block_q, shape.block_k) != (BLOCK, BLOCK):
+        return f"blocks of {shape.block_q} x {shape.block_k}: needs {BLOCK} x {BLOCK}"
+    if shape.kinds.partial or shape.kinds.pooled:
         return "partial blocks or pooled keys: needs full blocks alone"
-    for table, length in ((plan.q_blocks, plan.q_length), (plan.k_blocks, plan.k_length)):
-        if not _aligned(table, length):
-            return f"blocks are not every {BLOCK} consecutive tokens"
+    if not shape.in_place:
+        return f"blocks are not every {BLOCK} consecutive tokens"
     return None
 
 
@@ -108,25 +107,15 @@ def sparse_lists(plan: BlockPlan) -> tuple[Tensor, ...]:
 
     There are no masked blocks; full ones ascend.
     """
-    listed = listed_entries(plan.full_count, plan.full_index)
-    last = plan.k_blocks.count
-    index = torch.where(listed, plan.full_index, last).sort(-1).values[..., :last]
+    last = plan.shape.k_blocks
+    index, listed = plan.visits.rows()
+    index = torch.where(listed, index, last).sort(-1).values[..., :last]
     index = torch.where(index < last, index, 0).int().contiguous()
-    none = torch.zeros_like(plan.full_count)
-    return none, torch.zeros_like(index[..., :1]), plan.full_count, index
+    count = plan.visits.count
+    return torch.zeros_like(count), torch.zeros_like(index[..., :1]), count, index
 
 
 def _fa4() -> tuple[Any, Any]:
     """flash-attn-4's entry and its block-sparse tensors."""
     attend = import_module("flash_attn.cute").flash_attn_func
     return attend, import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
-
-
-@once
-def _aligned(table: BlockTable, length: int) -> bool:
-    """Whether the blocks are the tokens in place, cut every BLOCK tokens, for every sample."""
-    if table.order is not None or table.count != -(-length // BLOCK):
-        return False
-    starts = torch.arange(table.count, device=table.starts.device) * BLOCK
-    lengths = (length - starts).clamp_max(BLOCK)
-    return bool((table.starts == starts).all() & (table.lengths == lengths).all())

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_accel.kernels.merge import merge
 from dit_accel.kernels.once import once
+from dit_accel.kernels.parts import merge
 from dit_accel.kernels.permute import block_order, gather, raster_order
-from dit_accel.kernels.plan import BlockPlan, BlockTable, listed_entries
+from dit_accel.kernels.plan import BlockPlan, Shape, Visits
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
 
@@ -69,13 +69,13 @@ def flex_missing() -> str | None:
     return None
 
 
-def flex_obstacle(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> str | None:
+def flex_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | None:
     """Why FlexAttention cannot compute this call, or None."""
     if not q.is_cuda:
         return f"device {q.device.type}: needs CUDA"
-    if plan.block_q not in (64, 128) or plan.block_k not in (64, 128):
-        return f"blocks of {plan.block_q} x {plan.block_k}: needs 64 or 128"
-    if plan.q_blocks.count == 0 or plan.k_blocks.count == 0:
+    if shape.block_q not in (64, 128) or shape.block_k not in (64, 128):
+        return f"blocks of {shape.block_q} x {shape.block_k}: needs 64 or 128"
+    if shape.q_blocks == 0 or shape.k_blocks == 0:
         return "no blocks"
     return None
 
@@ -93,7 +93,7 @@ def flex_attention(
     flex = flex_plan(plan)
     query = q if flex.q_index is None else gather([q], flex.q_index)[0]
     key, value = (k, v) if flex.k_index is None else gather([k, v], flex.k_index)
-    with_pooled = pooled is not None and plan.list_kinds.pooled
+    with_pooled = pooled is not None and plan.shape.kinds.pooled
     out, lse = _call(query, key, value, _block_mask(flex, plan), scale, return_lse or with_pooled)
     if with_pooled:
         assert pooled is not None and lse is not None
@@ -101,7 +101,7 @@ def flex_attention(
     if flex.back is None:
         return out, lse if return_lse else None
     (out,) = gather([out], flex.back)
-    if not plan.covers_queries:
+    if not plan.blocks.covers:
         out, lse = _clear_outside(out, lse, plan, flex.back)
     elif lse is not None:
         lse = lse[..., flex.back.long()]
@@ -111,41 +111,24 @@ def flex_attention(
 @once
 def flex_plan(plan: BlockPlan) -> FlexPlan:
     """The plan as FlexAttention takes it."""
+    blocks, lists = plan.blocks, plan.visits
     q_index = k_index = back = None
-    q_slots, k_slots = plan.q_length, plan.k_length
-    if not _in_place(plan.q_blocks, plan.block_q, plan.q_length):
-        q_index = block_order(plan.q_blocks, plan.block_q)
-        back = raster_order(plan.q_blocks, plan.block_q, plan.q_length)
+    q_slots, k_slots = blocks.q_length, blocks.k_length
+    if not blocks.q.in_place(blocks.block_q, blocks.q_length):
+        q_index = block_order(blocks.q, blocks.block_q)
+        back = raster_order(blocks.q, blocks.block_q, blocks.q_length)
         q_slots = len(q_index)
-    if not _in_place(plan.k_blocks, plan.block_k, plan.k_length):
-        k_index = block_order(plan.k_blocks, plan.block_k)
+    if not blocks.k.in_place(blocks.block_k, blocks.k_length):
+        k_index = block_order(blocks.k, blocks.block_k)
         k_slots = len(k_index)
-    unmasked = plan.unmasked_count
-    if unmasked is None:
-        unmasked = torch.zeros_like(plan.full_count)
-    blocks = plan.k_blocks.count
-    places = torch.arange(plan.full_index.shape[-1], device=plan.device)
-    listed = [listed_entries(plan.full_count, plan.full_index) & (places >= unmasked.unsqueeze(-1))]
-    indices = [plan.full_index]
-    if plan.partial_count is not None and plan.partial_index is not None:
-        listed.append(listed_entries(plan.partial_count, plan.partial_index))
-        indices.append(plan.partial_index)
-    masked_count, masked_index = _compact(torch.cat(listed, -1), torch.cat(indices, -1), blocks)
-    _, full_index = _compact(places < unmasked.unsqueeze(-1), plan.full_index, blocks)
+    width = blocks.k.count
+    full_index, _ = lists.rows(stop=lists.whole, width=width)
+    masked_index, _ = lists.rows(lists.whole, width=width)
     mask_mod = _mask_mod(plan, q_index, k_index)
     return FlexPlan(
-        q_index, k_index, back, unmasked, full_index, masked_count, masked_index, mask_mod,
-        q_slots, k_slots,
+        q_index, k_index, back, lists.whole, full_index, lists.count - lists.whole, masked_index,
+        mask_mod, q_slots, k_slots,
     )  # fmt: skip
-
-
-def _in_place(table: BlockTable, block: int, length: int) -> bool:
-    """Whether the blocks are the tokens themselves, cut every `block` tokens."""
-    if table.order is not None or table.count != -(-length // block):
-        return False
-    starts = torch.arange(table.count, device=table.starts.device) * block
-    whole = (length - starts).clamp_max(block)
-    return bool((table.starts == starts).all() & (table.lengths == whole).all())
 
 
 def _compact(listed: Tensor, index: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -153,30 +136,31 @@ def _compact(listed: Tensor, index: Tensor, width: int) -> tuple[Tensor, Tensor]
     count = listed.sum(-1, dtype=torch.int32)
     some = min(width, index.shape[-1])
     order = (~listed).to(torch.uint8).argsort(dim=-1, stable=True)[..., :some]
-    packed = torch.where(listed_entries(count, order), index.gather(-1, order), 0)
+    ahead = torch.arange(some, device=order.device) < count.unsqueeze(-1)
+    packed = torch.where(ahead, index.gather(-1, order), 0)
     return count, F.pad(packed, (0, width - some)).int().contiguous()
 
 
 def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -> MaskMod:
     """Which pairs of the masked list count, from slot numbers."""
-    lengths = plan.k_blocks.lengths
-    block_q, block_k, per_sample = plan.block_q, plan.block_k, len(lengths) > 1
+    lengths = plan.blocks.k.lengths
+    block_q, block_k, per_sample = plan.blocks.block_q, plan.blocks.block_k, len(lengths) > 1
 
     def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         sample = b if per_sample else 0
         return k % block_k < lengths[sample, k // block_k]
 
-    _, short, partial, _ = plan.list_kinds
-    if not partial or plan.token_mask is None or plan.partial_count is None:
+    _, short, partial, _ = plan.shape.kinds
+    if not partial or plan.mask is None:
         return inside
-    rule, *others = (TOKEN_RULES[name] for name, _ in plan.token_mask.rules)
-    first, *rest = plan.token_mask.packed.split(MAX_PARAMS)
+    rule, *others = (TOKEN_RULES[name] for name, _ in plan.mask.rules)
+    first, *rest = plan.mask.packed.split(MAX_PARAMS)
     other, second = (others[0], rest[0]) if others else (None, first)
     q_at, k_at = (
         coords if index is None else coords[index.clamp_min(0).long()]
         for coords, index in (
-            (plan.token_mask.q_coords, q_index),
-            (plan.token_mask.k_coords, k_index),
+            (plan.mask.q_coords, q_index),
+            (plan.mask.k_coords, k_index),
         )
     )
 
@@ -190,7 +174,7 @@ def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -
     if not short:
         return allowed
     # Short full blocks share the masked list with partial ones: a table of blocks tells which.
-    partials = _block_table(plan.partial_count, plan.partial_index, plan.k_blocks.count)
+    partials = _block_table(plan.visits, plan.blocks.k.count, plan.visits.full)
     samples, heads = len(partials) > 1, partials.shape[1] > 1
 
     def mixed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -200,11 +184,10 @@ def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -
     return mixed
 
 
-def _block_table(count: Tensor, index: Tensor | None, blocks: int) -> Tensor:
-    """bool [Bp, Hp, NQ, blocks]: which entries the lists have."""
-    assert index is not None
-    listed = listed_entries(count, index)
-    table = torch.zeros((*count.shape, blocks + 1), dtype=torch.bool, device=count.device)
+def _block_table(lists: Visits, blocks: int, first: Tensor | None = None) -> Tensor:
+    """bool [Bl, Hl, NQ, blocks]: which entries the lists have, from number `first` on."""
+    index, listed = lists.rows(first, width=blocks)
+    table = torch.zeros((*index.shape[:3], blocks + 1), dtype=torch.bool, device=index.device)
     slots = torch.where(listed, index, blocks).long()
     return table.scatter_(-1, slots, True)[..., :blocks].contiguous()
 
@@ -214,7 +197,7 @@ def _block_mask(flex: FlexPlan, plan: BlockPlan) -> Any:
 
     return BlockMask.from_kv_blocks(
         flex.masked_count, flex.masked_index, flex.full_count, flex.full_index,
-        BLOCK_SIZE=(plan.block_q, plan.block_k), mask_mod=flex.mask_mod,
+        BLOCK_SIZE=(plan.blocks.block_q, plan.blocks.block_k), mask_mod=flex.mask_mod,
         seq_lengths=(flex.q_slots, flex.k_slots), **_forward_only(),
     )  # fmt: skip
 
@@ -234,9 +217,9 @@ def _pooled(
     """Attention of q (as FlexAttention's slots) to its pooled keys alone."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    assert plan.pooled_count is not None
-    block_q, block_k, keys = plan.block_q, plan.block_k, pooled.count
-    seen = _block_table(plan.pooled_count, plan.pooled_index, keys)
+    assert plan.pooled is not None
+    block_q, block_k, keys = plan.blocks.block_q, plan.blocks.block_k, pooled.count
+    seen = _block_table(plan.pooled, keys)
     blocks = -(-keys // block_k)
     any_seen = F.pad(seen, (0, blocks * block_k - keys)).unflatten(-1, (blocks, block_k)).any(-1)
     every = torch.arange(blocks, dtype=torch.int32, device=q.device).expand(any_seen.shape)
@@ -315,8 +298,8 @@ def _clear_outside(
 ) -> tuple[Tensor, Tensor | None]:
     """Rows in no block (of their sample) become 0 with LSE -inf."""
     slots = back.clamp_min(0).long()
-    lengths = plan.q_blocks.lengths[:, slots // plan.block_q]
-    inside = (back >= 0) & (slots % plan.block_q < lengths)  # [Bp, Lq]
+    lengths = plan.blocks.q.lengths[:, slots // plan.blocks.block_q]
+    inside = (back >= 0) & (slots % plan.blocks.block_q < lengths)  # [Bp, Lq]
     out = torch.where(inside[:, :, None, None], out, 0.0)
     if lse is not None:
         lse = torch.where(inside[:, None], lse[..., slots], -torch.inf)

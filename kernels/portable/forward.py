@@ -6,8 +6,8 @@ l = sum_j 2^(s_ij log2(e) - m) and acc = sum_j 2^(...) v_j, all in float32; on a
 are scaled by 2^(m - m'). At the end out = acc / l and LSE = (m + log2 l) ln 2; a row without keys
 is 0 with LSE -inf.
 
-Rows are gathered and scattered through the tables' `order`: nothing is permuted in memory. A full
-list has its whole blocks first: they run without any length mask, and where blocks are consecutive
+Rows are gathered and scattered through the tables' `order`: nothing is permuted in memory. A list
+has its whole blocks first: they run without any length mask, and where blocks are consecutive
 tokens and the hardware has TMA, as boxes of a tensor descriptor over [B, Lk, Hkv, D]. Short blocks
 mask the keys past their length; partial blocks evaluate the token mask on the tokens' coordinates.
 Pooled keys are gathered BN at a time, with a bias of their own. Stores are masked to the block's
@@ -171,13 +171,13 @@ def _visit_pooled(
 def _forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, k_desc, v_desc,
     q_order, q_starts, q_lengths, k_order, k_starts, k_lengths, launch_order,
-    full_count, full_index, unmasked_count, partial_count, partial_index, q_coords, k_coords,
-    pooled_count, pooled_index, pooled_key, pooled_value, log_count,
+    list_start, list_whole, list_full, list_count, list_index, q_coords, k_coords,
+    pooled_start, pooled_count, pooled_index, pooled_key, pooled_value, log_count,
     stride_qb, stride_qm, stride_qh, stride_qd, stride_kb, stride_kn, stride_kh, stride_kd,
     stride_vb, stride_vn, stride_vh, stride_vd, stride_ob, stride_om, stride_oh, stride_od,
     stride_pkb, stride_pkn, stride_pkh, stride_pkd, stride_pvb, stride_pvn, stride_pvh, stride_pvd,
     stride_lb, stride_lh, stride_q_len, stride_k_len, stride_list_b, stride_list_h, stride_log_b,
-    full_width, partial_width, pooled_width, scale, heads, group, n_queries, rule_params,
+    scale, heads, group, n_queries, rule_params,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     Q_SPLITS: tl.constexpr, K_SPLITS: tl.constexpr, Q_ORDER: tl.constexpr, K_ORDER: tl.constexpr,
     HAS_WHOLE: tl.constexpr, HAS_SHORT: tl.constexpr, HAS_PARTIAL: tl.constexpr,
@@ -209,6 +209,7 @@ def _forward(
     v_at = v_ptr + sample * stride_vb + kv_head * stride_vh
     lengths_at = k_lengths + sample * stride_k_len
     row = sample * stride_list_b + head * stride_list_h + block
+    index = list_index + tl.load(list_start + row)
 
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
@@ -217,33 +218,34 @@ def _forward(
     alive = length > 0  # a piece past the end of a short block has nothing to do
     whole = 0
     if HAS_WHOLE:
-        whole = tl.load(unmasked_count + row)
+        whole = tl.load(list_whole + row)
         acc, top, total = _visit_whole(
-            acc, top, total, q, tl.where(alive, whole, 0), full_index + row * full_width,
+            acc, top, total, q, tl.where(alive, whole, 0), index,
             k_desc, v_desc, k_at, v_at, k_order, k_starts, sample.to(tl.int32), head // group,
             stride_kn, stride_kd, stride_vn, stride_vd, scale,
             D, DP, BN, K_SPLITS, K_ORDER, TMA,
         )  # fmt: skip
     if HAS_SHORT:
         acc, top, total = _visit_masked(
-            acc, top, total, q, whole, tl.where(alive, tl.load(full_count + row), whole),
-            full_index + row * full_width, k_at, v_at, k_order, k_starts, lengths_at,
+            acc, top, total, q, whole, tl.where(alive, tl.load(list_full + row), whole),
+            index, k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale, qt, qh, qw, k_coords, rule_params,
             D, DP, BN, K_SPLITS, K_ORDER, False, MASK_FN, None,
         )  # fmt: skip
     if HAS_PARTIAL:
+        full = tl.load(list_full + row)
         at = q_coords + queries * 3
         qt, qh, qw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
         acc, top, total = _visit_masked(
-            acc, top, total, q, 0, tl.where(alive, tl.load(partial_count + row), 0),
-            partial_index + row * partial_width, k_at, v_at, k_order, k_starts, lengths_at,
+            acc, top, total, q, full, tl.where(alive, tl.load(list_count + row), full),
+            index, k_at, v_at, k_order, k_starts, lengths_at,
             stride_kn, stride_kd, stride_vn, stride_vd, scale, qt, qh, qw, k_coords, rule_params,
             D, DP, BN, K_SPLITS, K_ORDER, True, MASK_FN, OTHER_FN,
         )  # fmt: skip
     if HAS_POOLED:
         acc, top, total = _visit_pooled(
             acc, top, total, q, tl.where(alive, tl.load(pooled_count + row), 0),
-            pooled_index + row * pooled_width,
+            pooled_index + tl.load(pooled_start + row),
             pooled_key + sample * stride_pkb + kv_head * stride_pkh,
             pooled_value + sample * stride_pvb + kv_head * stride_pvh,
             log_count + sample * stride_log_b,
@@ -269,17 +271,16 @@ def block_sparse_forward(
     q: Tensor, k: Tensor, v: Tensor,
     q_order: Tensor | None, q_starts: Tensor, q_lengths: Tensor,
     k_order: Tensor | None, k_starts: Tensor, k_lengths: Tensor, launch_order: Tensor,
-    full_count: Tensor, full_index: Tensor, unmasked_count: Tensor | None,
-    partial_count: Tensor | None, partial_index: Tensor | None,
+    start: Tensor, whole: Tensor, full: Tensor, count: Tensor, index: Tensor,
     q_coords: Tensor | None, k_coords: Tensor | None,
-    pooled_count: Tensor | None, pooled_index: Tensor | None,
+    pooled_start: Tensor | None, pooled_count: Tensor | None, pooled_index: Tensor | None,
     pooled_key: Tensor | None, pooled_value: Tensor | None, log_count: Tensor | None,
-    scale: float, block_q: int, block_k: int, whole: bool, short: bool, covers: bool,
+    scale: float, block_q: int, block_k: int, has_whole: bool, has_short: bool, covers: bool,
     mask_name: str, mask_params: Tensor | None, other_mask: str = "",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The kernel behind `triton_attention`: BlockPlan's and PooledKeys' fields, one by one.
+    """The kernel behind `triton_attention`: a plan's and PooledKeys' fields, one by one.
 
-    whole, short: whether any full list has entries without, with a length mask. covers: whether
+    has_whole, has_short: whether any list has entries without, with a length mask. covers: whether
     every query is in a block (else the others are set to 0 and -inf first). mask_name is empty
     where no list has partial entries, other_mask where there is no second rule; the pooled fields
     are None where there are none of these.
@@ -290,38 +291,36 @@ def block_sparse_forward(
     if not covers:
         out.zero_()
         lse.fill_(-torch.inf)
-    whole = whole and unmasked_count is not None
     n_queries = q_starts.shape[0]
     if n_queries * heads * batch == 0:
         return out, lse
     padded = padded_dim(dim)
-    boxes = whole and k_order is None and boxable(k) and boxable(v)
+    boxes = has_whole and k_order is None and boxable(k) and boxable(v)
     config = pick_config(padded, q.element_size(), (block_q, block_k), machine_of(q.device), boxes)
     q_splits = block_q // config.block_m
     unused = q_starts  # stands in for tables that the kernel does not read
     descriptors = (unused, unused)
     if config.tma:
         descriptors = (describe(k, config.block_n, padded), describe(v, config.block_n, padded))
-    tables = (unmasked_count, partial_count, partial_index, q_coords, k_coords,
-              pooled_count, pooled_index, pooled_key, pooled_value, log_count)  # fmt: skip
+    tables = (q_coords, k_coords, pooled_start, pooled_count, pooled_index,
+              pooled_key, pooled_value, log_count)  # fmt: skip
     with torch.cuda.device_of(q):
         _forward[(q_splits * n_queries * heads * batch,)](
             q, k, v, out, lse, *descriptors,
             unused if q_order is None else q_order, q_starts, q_lengths,
             unused if k_order is None else k_order, k_starts, k_lengths, launch_order,
-            full_count, full_index, *(unused if x is None else x for x in tables),
+            start, whole, full, count, index, *(unused if x is None else x for x in tables),
             *q.stride(), *k.stride(), *v.stride(), *out.stride(),
             *(_NO_STRIDES if pooled_key is None else pooled_key.stride()),
             *(_NO_STRIDES if pooled_value is None else pooled_value.stride()),
             lse.stride(0), lse.stride(1),
-            _step(q_lengths, 0), _step(k_lengths, 0), _step(full_count, 0), _step(full_count, 1),
-            _step(log_count, 0), *(_width(x) for x in (full_index, partial_index, pooled_index)),
-            abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
+            _step(q_lengths, 0), _step(k_lengths, 0), _step(count, 0), _step(count, 1),
+            _step(log_count, 0), abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
             unused if mask_params is None else mask_params,
             D=dim, DP=padded, BM=config.block_m, BN=config.block_n,
             Q_SPLITS=q_splits, K_SPLITS=block_k // config.block_n,
             Q_ORDER=q_order is not None, K_ORDER=k_order is not None,
-            HAS_WHOLE=whole, HAS_SHORT=short,
+            HAS_WHOLE=has_whole, HAS_SHORT=has_short,
             HAS_PARTIAL=bool(mask_name), HAS_POOLED=pooled_key is not None, TMA=config.tma,
             NEGATIVE=scale < 0,
             MASK_FN=MASK_FUNCTIONS[mask_name or "box"],
@@ -345,10 +344,6 @@ def _step(table: Tensor | None, dim: int) -> int:
     return table.stride(dim) if table is not None and table.shape[dim] > 1 else 0
 
 
-def _width(index: Tensor | None) -> int:
-    return 0 if index is None else index.shape[-1]
-
-
 def triton_attention(
     q: Tensor,
     k: Tensor,
@@ -359,20 +354,19 @@ def triton_attention(
     pooled: PooledKeys | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
-    whole, short, partial, extra = plan.list_kinds
-    mask = plan.token_mask if partial else None
-    more = pooled if extra else None
+    blocks, lists = plan.blocks, plan.visits
+    whole, short, partial, extra = plan.shape.kinds
+    mask = plan.mask if partial else None
+    more, far = (pooled, plan.pooled) if extra else (None, None)
     out, lse = block_sparse_forward(
-        q, k, v,
-        plan.q_blocks.order, plan.q_blocks.starts, plan.q_blocks.lengths,
-        plan.k_blocks.order, plan.k_blocks.starts, plan.k_blocks.lengths, plan.launch_order,
-        plan.full_count, plan.full_index, plan.unmasked_count,
-        plan.partial_count if mask else None, plan.partial_index if mask else None,
+        q, k, v, blocks.q.order, blocks.q.starts, blocks.q.lengths,
+        blocks.k.order, blocks.k.starts, blocks.k.lengths, plan.launch_order,
+        lists.start, lists.whole, lists.full, lists.count, lists.index,
         mask.q_coords if mask else None, mask.k_coords if mask else None,
-        plan.pooled_count if more else None, plan.pooled_index if more else None,
+        far.start if far else None, far.count if far else None, far.index if far else None,
         more.key if more else None, more.value if more else None,
         more.log_count if more else None,
-        scale, plan.block_q, plan.block_k, whole, short, plan.covers_queries,
+        scale, blocks.block_q, blocks.block_k, whole, short, blocks.covers,
         mask.name if mask else "", mask.packed if mask else None,
         mask.other[0] if mask and mask.other else "",
     )  # fmt: skip

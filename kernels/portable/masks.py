@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dit_accel.kernels.backends import interpreted
+from dit_accel.kernels.machine import interpreted
 from dit_accel.kernels.token_rules import TOKEN_RULES
 
 # The interpreter runs Python: a rule's operators work on its tensors as they are.

@@ -71,7 +71,7 @@ def test_boxes_only_where_they_fit_the_grid(
     tensors = torch.zeros(3, 1, layout.length, 2, 64).unbind()
     state = SimpleNamespace(settings=SimpleNamespace(backend=None), choices={})
     plan, backend, reason = attention.planned(state, layout, rule, tensors)
-    assert (plan.box is not None) == (better == "boxes")
+    assert (plan.shape.box is not None) == (better == "boxes")
     assert backend == "torch" and reason is None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,7 +193,8 @@ def random_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
         partial: tuple[int, int, int] | None = None,
         seed: int = 0,
     ) -> tuple[Any, Mask]:
-        from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, lists_from_mask
+        from dit_accel.kernels.blocks import Blocks, BlockTable
+        from dit_accel.kernels.plan import TokenMask, plan_of, visits_from_mask
 
         generator = torch.Generator().manual_seed(seed)
         tables, members = [], []
@@ -224,24 +224,10 @@ def random_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
             elif masked[b, h, i, j] and partial is not None:
                 apart = (coords[0][rows[:, 0]][:, None] - coords[1][columns]).abs()
                 mask[b, h, rows, columns] = (apart <= torch.tensor(partial)).all(-1)
-        count, index, whole = lists_from_mask(full, tables[1].lengths == block)
-        extra: dict[str, Any] = {}
-        if partial is not None:
-            extra["partial_count"], extra["partial_index"], _ = lists_from_mask(masked)
-            extra["token_mask"] = TokenMask("box", partial, coords[0], coords[1])
-        plan = BlockPlan(
-            tables[0],
-            tables[1],
-            count,
-            index,
-            sum(q_lengths),
-            sum(k_lengths),
-            block,
-            block,
-            whole,
-            **extra,
-        )
-        return plan.validate().to(device), mask
+        lists = visits_from_mask(full, tables[1].lengths == block, masked)
+        rule = None if partial is None else TokenMask("box", partial, coords[0], coords[1])
+        blocks = Blocks(tables[0], tables[1], sum(q_lengths), sum(k_lengths), block, block)
+        return plan_of(blocks, lists, rule).validate().to(device), mask
 
     return make
 
@@ -260,7 +246,8 @@ def runs_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
         block_k: int = 128,
         seed: int = 0,
     ) -> tuple[Any, Mask]:
-        from dit_accel.kernels.plan import BlockPlan, BlockTable, lists_from_mask
+        from dit_accel.kernels.blocks import Blocks, BlockTable
+        from dit_accel.kernels.plan import plan_of, visits_from_mask
 
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, heads, len(q_lengths), len(k_lengths))
@@ -271,9 +258,9 @@ def runs_plan(device: torch.device) -> Callable[..., tuple[Any, Mask]]:
             tables.append(BlockTable(None, (sizes.cumsum(0) - sizes).int(), sizes[None]))
         mask = visible.repeat_interleave(torch.tensor(q_lengths), 2)
         mask = mask.repeat_interleave(torch.tensor(k_lengths), 3)
-        count, index, whole = lists_from_mask(visible, tables[1].lengths == block_k)
-        plan = BlockPlan(*tables, count, index, sum(q_lengths), sum(k_lengths), 128, block_k, whole)
-        return plan.validate().to(device), mask
+        lists = visits_from_mask(visible, tables[1].lengths == block_k)
+        blocks = Blocks(*tables, sum(q_lengths), sum(k_lengths), 128, block_k)
+        return plan_of(blocks, lists).validate().to(device), mask
 
     return make
 
@@ -294,18 +281,20 @@ def random_pooled(device: torch.device) -> Callable[..., tuple[Any, Any, Mask]]:
         shared_counts: bool = True,
         seed: int = 0,
     ) -> tuple[Any, Any, Mask]:
+        from dit_accel.kernels.plan import Visits, plan_of
         from dit_accel.kernels.pooling import PooledKeys
 
         generator = torch.Generator().manual_seed(seed)
-        shape = (*plan.full_count.shape, count)
+        shape = (*plan.visits.count.shape, count)
         seen = torch.rand(shape, generator=generator) < keep
         width = max(1, int(seen.sum(-1).max()))
         lists = torch.full((*shape[:-1], width), -7, dtype=torch.int32)  # unused entries are bad
-        mask = torch.zeros(*shape[:2], plan.q_length, count, dtype=torch.bool)
-        order = torch.arange(plan.q_length)
-        if plan.q_blocks.order is not None:
-            order = plan.q_blocks.order.cpu().long()
-        starts, lengths = plan.q_blocks.starts.tolist(), plan.q_blocks.lengths.tolist()
+        blocks = plan.blocks
+        mask = torch.zeros(*shape[:2], blocks.q_length, count, dtype=torch.bool)
+        order = torch.arange(blocks.q_length)
+        if blocks.q.order is not None:
+            order = blocks.q.order.cpu().long()
+        starts, lengths = blocks.q.starts.tolist(), blocks.q.lengths.tolist()
         for place in itertools.product(*map(range, shape[:3])):
             keys = seen[place].nonzero()[:, 0]
             keys = keys[torch.randperm(len(keys), generator=generator)]
@@ -313,11 +302,10 @@ def random_pooled(device: torch.device) -> Callable[..., tuple[Any, Any, Mask]]:
             b, h, i = place
             rows = order[starts[i] : starts[i] + lengths[b if len(lengths) > 1 else 0][i]]
             mask[b, h, rows] = seen[place]
-        plan = replace(
-            plan,
-            pooled_count=seen.sum(-1, dtype=torch.int32).to(device),
-            pooled_index=lists.to(device),
-        )
+        listed = seen.sum(-1, dtype=torch.int32)
+        first = torch.arange(listed.numel(), dtype=torch.int32).view(listed.shape) * width
+        more = Visits(first, listed, listed, listed, lists.flatten()).to(device)
+        plan = plan_of(blocks, plan.visits, plan.mask, more)
         counts = torch.rand(1 if shared_counts else batch, count, generator=generator) * 127 + 1
         pooled = PooledKeys(
             *(

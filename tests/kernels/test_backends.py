@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels import backends
+from dit_accel.kernels import backends, machine
 from dit_accel.kernels.backends import BACKENDS, available, choose, eligible
 
 Make = Callable[..., Any]
@@ -39,7 +39,7 @@ def test_reasons(qkv: Make, random_plan: Make, monkeypatch: pytest.MonkeyPatch) 
         eligible("tourch", q, k, v, plan)
     monkeypatch.setattr(backends, "interpreted", lambda: False)
     assert "CUDA" in str(eligible("triton", q.cpu(), k.cpu(), v.cpu(), plan))
-    monkeypatch.setattr(backends, "triton_missing", lambda: "triton is not installed")
+    monkeypatch.setattr(machine, "triton_missing", lambda: "triton is not installed")
     assert available()["triton"] == "triton is not installed"
 
 

@@ -14,7 +14,7 @@ from dit_accel.errors import DitAccelError
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.plan import TokenMask
+from dit_accel.kernels.plan import TokenMask, plan_of
 from dit_accel.layout import TokenLayout
 
 CUDA = torch.cuda.is_available()
@@ -149,14 +149,9 @@ def test_empty_lists(
     plan, mask = random_plan([128, 32], [90], keep=float(masked))
     if masked:
         coords = (torch.zeros(n, 3, dtype=torch.int32, device=plan.device) for n in (160, 90))
-        plan = replace(
-            plan,
-            full_count=torch.zeros_like(plan.full_count),
-            unmasked_count=None,
-            partial_count=plan.full_count,
-            partial_index=plan.full_index,
-            token_mask=TokenMask("box", (-1, 0, 0), *coords),
-        ).validate()
+        zeros = torch.zeros_like(plan.visits.count)
+        lists = replace(plan.visits, whole=zeros, full=zeros)
+        plan = plan_of(plan.blocks, lists, TokenMask("box", (-1, 0, 0), *coords)).validate()
     assert plan.kept_density() == 0
     nothing = torch.zeros_like(mask)
     result = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True)
@@ -170,7 +165,8 @@ def test_rows_outside_every_block_are_zero(
 ) -> None:
     plan, mask = random_plan([70, 58], [90], keep=1.1, shuffled=False)
     lengths = torch.tensor([[20, 0]], dtype=torch.int32, device=plan.device)
-    plan = replace(plan, q_blocks=replace(plan.q_blocks, lengths=lengths))
+    q_blocks = replace(plan.blocks.q, lengths=lengths)
+    plan = plan_of(replace(plan.blocks, q=q_blocks, covers=None), plan.visits)
     mask[:, :, 20:] = False
     q, k, v = qkv(128, 90, heads=1)
     result = block_sparse_attention(q, k, v, plan, backend=backend, return_lse=True)

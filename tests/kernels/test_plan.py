@@ -11,14 +11,20 @@ import pytest
 import torch
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.blocks import Blocks, BlockTable
+from dit_accel.kernels.patterns import pattern
+from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.plan import (
     BlockPlan,
-    BlockTable,
     ListKinds,
     TokenMask,
-    lists_from_mask,
+    Visits,
+    plan_of,
+    visits_from_mask,
 )
 from dit_accel.kernels.reference import dense_mask
+from dit_accel.layout import TokenLayout
 
 Make = Callable[..., Any]
 
@@ -36,13 +42,9 @@ def test_densities_and_mask(
     for b in range(batch):
         for h in range(heads):
             for i, n in enumerate(lengths):
-                lists = [(plan.full_count, plan.full_index)]
-                if plan.partial_count is not None:
-                    lists.append((plan.partial_count, plan.partial_index))
-                for count, index in lists:
-                    seen = index[b, h, i, : count[b, h, i]].tolist()
-                    visited += sum(n * lengths[::-1][j] for j in seen)
-                    slots += len(seen) * 128 * 128
+                seen = torch.cat(plan.visits.entries(b, h, i)).tolist()
+                visited += sum(n * lengths[::-1][j] for j in seen)
+                slots += len(seen) * 128 * 128
     everything = batch * heads * 194 * 194
     assert plan.launched_density("torch") == pytest.approx(visited / everything)
     assert plan.launched_density("triton") == pytest.approx(slots / everything)
@@ -52,10 +54,10 @@ def test_densities_and_mask(
 def test_lists_put_whole_blocks_first() -> None:
     mask = torch.tensor([[[[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]]]]).bool()
     whole = torch.tensor([[False, True, True, False]])
-    count, index, unmasked = lists_from_mask(mask, whole)
-    assert count.tolist() == [[[3, 0, 2]]] and unmasked.tolist() == [[[1, 0, 2]]]
-    assert index[0, 0, 0].tolist() == [2, 0, 3] and index[0, 0, 2, :2].tolist() == [1, 2]
-    assert {count.dtype, index.dtype, unmasked.dtype} == {torch.int32}
+    lists = visits_from_mask(mask, whole, mask.flip(-1))
+    assert lists.whole.tolist() == [[[1, 0, 2]]] and lists.full.tolist() == [[[3, 0, 2]]]
+    found = [[part.tolist() for part in lists.entries(0, 0, i)] for i in range(3)]
+    assert found == [[[2, 0, 3], [1]], [[], []], [[1, 2], []]]
 
 
 @pytest.mark.parametrize("width", [None, 5, 9])
@@ -65,21 +67,20 @@ def test_lists_by_enumeration(width: int | None, heads: int, device: torch.devic
     generator = torch.Generator().manual_seed(heads)
     mask = torch.rand(2, heads, 7, 9, generator=generator) < 0.5
     whole = torch.rand(2, 9, generator=generator) < 0.5
-    found = lists_from_mask(mask.to(device), whole.to(device), width)
-    count, index, unmasked = (x.cpu() for x in found)
+    lists = visits_from_mask(mask.to(device), whole.to(device), width=width).to("cpu")
     most = int(mask.sum(-1).max()) if width is None else width
-    assert index.shape == (2, heads, 7, most) and index.is_contiguous()
+    assert len(lists.index) == 2 * heads * 7 * most
     for b, h, i in itertools.product(range(2), range(heads), range(7)):
         seen = mask[b, h, i].nonzero()[:, 0].tolist()
         first = [j for j in seen if whole[b, j]]
         wanted = (first + [j for j in seen if not whole[b, j]])[:most]
-        assert index[b, h, i, : count[b, h, i]].tolist() == wanted
-        assert unmasked[b, h, i] == min(len(first), most)
+        assert lists.entries(b, h, i)[0].tolist() == wanted
+        assert lists.whole[b, h, i] == min(len(first), most)
 
 
 def test_longest_lists_start_first(random_plan: Make) -> None:
     plan, _ = random_plan([20] * 6, [20] * 9, batch=2, heads=2, partial=(1, 1, 1))
-    work = (plan.full_count + plan.partial_count).sum((0, 1))[plan.launch_order.long()]
+    work = plan.visits.count.sum((0, 1))[plan.launch_order.long()]
     assert (work[:-1] >= work[1:]).all()
     assert sorted(plan.launch_order.tolist()) == list(range(6))
 
@@ -88,78 +89,88 @@ def test_moving_keeps_every_tensor(random_plan: Make) -> None:
     plan, _ = random_plan([20, 30], [40], partial=(1, 1, 1))
     moved = plan.to("meta")
     assert isinstance(moved, BlockPlan) and plan.to(plan.device) is plan
-    assert moved.token_mask is not None and moved.partial_index is not None
+    assert moved.mask is not None
     for tensor in (
-        moved.full_index,
-        moved.partial_index,
-        moved.q_blocks.order,
-        moved.k_blocks.lengths,
-        moved.token_mask.q_coords,
+        moved.visits.index,
+        moved.visits.start,
+        moved.blocks.q.order,
+        moved.blocks.k.lengths,
+        moved.mask.q_coords,
     ):
         assert tensor is not None and tensor.device.type == "meta"
-    assert (moved.q_length, moved.block_q, moved.heads) == (50, 128, 1)
+    assert moved.shape is plan.shape and moved.counts == plan.counts
 
 
 def ints(*values: Any) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def partial(
-    count: Any = (0, 0), name: str = "box", params: tuple[int, ...] = (0, 0, 0), q_coords: int = 60
+def rule(
+    name: str = "box", params: tuple[int, ...] = (0, 0, 0), q_coords: int = 60
 ) -> dict[str, Any]:
-    """The fields of a partial list over the plan below."""
-    coords = [torch.zeros(n, 3, dtype=torch.int32) for n in (q_coords, 50)]
-    return {
-        "partial_count": ints([list(count)]),
-        "partial_index": ints([[[0], [0]]]),
-        "token_mask": TokenMask(name, params, *coords),
-    }
+    """A token rule for the plan below, all of whose entries are full."""
+    return {"mask": TokenMask(name, params, *(torch.zeros(n, 3).int() for n in (q_coords, 50)))}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"full_count": ints([[2, 1]])}, "full_count"),
-        ({"full_index": ints([[[1], [0]]])}, "full_index"),
-        ({"full_count": ints([[1, 1]]).long()}, "int32"),
-        ({"full_count": ints([[1]])}, "plan.full"),
-        ({"q_length": 59}, "q_blocks: expected blocks within"),
+        ({"count": ints([[3, 1]])}, "visits.count: expected counts in"),
+        ({"count": ints([[-1, 1]])}, "visits.count: expected counts in"),
+        ({"count": ints([[1, 1]]).long()}, "visits.count: expected int32"),
+        ({"full": ints([[1]])}, "visits.full: expected shape"),
+        ({"full": ints([[2, 1]])}, r"visits.full: expected counts in \[0, count\]"),
+        ({"whole": ints([[1, 0]])}, "visits.whole: expected the blocks .* 128 tokens"),
+        ({"whole": ints([[2, 0]])}, r"visits.whole: expected counts in \[0, full\]"),
+        ({"start": ints([[0, 2]])}, "visits.start: expected lists within the 2 entries"),
+        ({"start": ints([[-1, 0]])}, "visits.start: expected lists within"),
+        ({"start": ints([[0, 0], [1, 1]]).mT[None]}, "visits.start: expected"),
+        ({"index": ints(1, 0)}, r"visits.index: expected blocks in \[0, 1\), got 0 to 1"),
+        ({"index": ints(0, 0), "count": ints([[2, 1]])}, "visits.index: .* names twice"),
+        ({"index": ints(0, 0, 0, 0)[::2]}, "visits.index: expected contiguous"),
+        ({"index": ints([0, 0])}, "visits.index: expected shape"),
+        ({"q_length": 59}, "blocks.q: expected blocks within"),
         ({"block_q": 32}, "lengths in"),
-        ({"q_blocks": BlockTable(None, ints(0, 10), ints([40, 20]))}, "share no query"),
-        ({"q_blocks": BlockTable(ints(*[0] * 60), ints(0, 40), ints([40, 20]))}, "permutation"),
-        ({"q_blocks": BlockTable(None, ints(0, 40), ints([40]))}, "expected 2 lengths"),
-        ({"full_count": ints([[-1, 1]])}, "full_count: expected counts in"),
-        ({"full_index": ints([[[0, 0], [0, 0]]]), "full_count": ints([[2, 1]])}, "names twice"),
-        ({"full_index": ints([[[0, 0], [0, 0]]]).mT}, "full_index: expected contiguous"),
-        ({"unmasked_count": ints([[1, 0]])}, "unmasked_count: expected the blocks .* 128 tokens"),
-        ({"unmasked_count": ints([[2, 0]])}, "unmasked_count: expected counts"),
-        ({"unmasked_count": ints([[0]])}, "unmasked_count: expected the shape"),
-        ({"covers": True, "q_length": 61}, "plan.covers"),
-        ({"kinds": ListKinds(True, False, False)}, "plan.kinds: expected at least"),
-        ({"partial_count": ints([[0, 0]])}, "together"),
-        ({"pooled_count": ints([[0, 0]])}, "pooled_count and pooled_index together"),
-        (
-            {"pooled_count": ints([[1, 0]]), "pooled_index": ints([[[-1], [0]]])},
-            "pooled_index: expected pooled keys in 0 or more, got -1",
-        ),
-        ({"pooled_count": ints([[1]]), "pooled_index": ints([[[0]]])}, "plan.pooled: expected"),
-        (partial(), None),
-        (partial(count=[1, 0]), "partial_index: expected blocks that are not in full_index"),
-        (partial(name="cone"), "cone"),
-        (partial(params=(0,) * 17), "at most 16 parameters, got 17"),
-        (partial(q_coords=59), r"token_mask.q_coords: expected shape \(60, 3\), got \(59, 3\)"),
+        ({"q": BlockTable(None, ints(0, 10), ints([40, 20]))}, "share no query"),
+        ({"q": BlockTable(ints(*[0] * 60), ints(0, 40), ints([40, 20]))}, "permutation"),
+        ({"q": BlockTable(None, ints(0, 40), ints([40]))}, "expected 2 lengths"),
+        ({"covers": True, "q_length": 61}, "plan.blocks.covers"),
+        ({"kinds": ListKinds(True, False, False)}, "plan.shape.kinds: expected at least"),
+        ({"box": (2, 8, 8)}, r"plan.shape.box: expected None, got \(2, 8, 8\)"),
+        ({"most": 0, "first_video": 0, "video_blocks": 2}, "plan.shape.most: expected at least 1"),
+        ({"full": ints([[0, 1]])}, "plan.mask: expected one, as visits.count is more"),
+        ({"pooled": (ints([[0, 1]]), ints([[1, 0]]), ints(-1, 0))}, "0 or more, got -1"),
+        ({"pooled": (ints([[0]]), ints([[1]]), ints(0))}, "pooled.count: expected shape"),
+        ({"pooled": (ints([[0, 1]]), ints([[1, 0]]), ints(7, 0))}, None),
+        (rule(), None),
+        (rule(name="cone"), "cone"),
+        (rule(params=(0,) * 17), "at most 16 parameters, got 17"),
+        (rule(q_coords=59), r"mask.q_coords: expected shape \(60, 3\), got \(59, 3\)"),
     ],
 )
-def test_validation(change: dict, words: str | None) -> None:
-    plan = BlockPlan(
-        BlockTable(None, ints(0, 40), ints([40, 20])),
-        BlockTable(None, ints(0), ints([50])),
-        ints([[1, 1]]),
-        ints([[[0], [0]]]),
-        60,
-        50,
+def test_validation(change: dict[str, Any], words: str | None) -> None:
+    blocks = Blocks(
+        BlockTable(None, ints(0, 40), ints([40, 20])), BlockTable(None, ints(0), ints([50])), 60, 50
     )
-    changed = replace(plan.validate(), **change)
+    one = ints([[1, 1]])
+    lists = Visits(ints([[0, 1]]), ints([[0, 0]]), one, one, ints(0, 0))
+    plan = plan_of(blocks, lists).validate()
+    some = {name: value for name, value in change.items() if name in ("mask", "pooled")}
+    if isinstance(some.get("pooled"), tuple):
+        start, count, index = some["pooled"]
+        some["pooled"] = Visits(start, count, count, count, index)
+    parts = {
+        name: replace(part, **{n: v for n, v in change.items() if n in part.__dataclass_fields__})
+        for name, part in (("blocks", blocks), ("visits", lists))
+    }
+    changed = BlockPlan(**parts, shape=plan.shape, **some)
+    kinds = plan.shape.kinds._replace(pooled="pooled" in some)
+    claims = {n: v for n, v in change.items() if n in ("kinds", "box", "most")}
+    if "box" in claims:
+        changed = replace(changed, blocks=blocks)
+    rules = tuple(name for name, _ in changed.mask.rules) if changed.mask else ()
+    shape = replace(plan.shape, **({"kinds": kinds, "rules": rules} | claims))
+    changed = replace(changed, shape=shape)
     if words is None:
         assert changed.validate() is changed
         return
@@ -168,15 +179,76 @@ def test_validation(change: dict, words: str | None) -> None:
 
 
 def test_claims_spare_reads(random_plan: Make) -> None:
-    """What the maker of a plan says is believed; lists of pooled keys always count."""
+    """What the maker of a plan says of its lists is believed; it may say too much."""
     plan, _ = random_plan([20, 30], [40])
-    found = plan.list_kinds
-    claimed = replace(plan, kinds=ListKinds(True, True, True), covers=True)
-    assert found == (False, True, False, False) and claimed.covers_queries
-    assert claimed.list_kinds == (True, True, True, False)
-    zeros = torch.zeros_like(plan.full_count)
-    with_pooled = replace(
-        claimed, kinds=found, pooled_count=zeros, pooled_index=zeros.unsqueeze(-1)
-    )
-    assert with_pooled.list_kinds == (False, True, False, True)
-    assert with_pooled.validate() is with_pooled
+    assert plan.shape.kinds == (False, True, False, False) and plan.blocks.covers
+    claimed = replace(plan, shape=replace(plan.shape, kinds=ListKinds(True, True, True), most=9))
+    assert claimed.validate() is claimed
+
+
+def scrambled(lists: Visits, seed: int = 0) -> Visits:
+    """The same lists in another order, with gaps of garbage between them and around."""
+    generator = torch.Generator().manual_seed(seed)
+    start, count = lists.start.flatten().clone(), lists.count.flatten().tolist()
+    pieces, end = [], 0
+    for place in torch.randperm(len(start), generator=generator).tolist():
+        gap = int(torch.randint(0, 5, (), generator=generator))
+        old = int(start[place])
+        pieces += [torch.full((gap,), 2**31 - 1).int(), lists.index[old : old + count[place]]]
+        start[place] = end + gap
+        end += gap + count[place]
+    index = torch.cat([*pieces, torch.full((3,), -(2**31)).int()])
+    return replace(lists, start=start.view(lists.count.shape), index=index)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("partial", [None, (1, 2, 0)], ids=str)
+def test_lists_anywhere(
+    backend: str, partial: tuple[int, int, int] | None, qkv: Make, random_plan: Make,
+    assert_right: Make, device: torch.device,
+) -> None:  # fmt: skip
+    """Absolute starts: lists in any order, and nothing between them is read as a block."""
+    plan, mask = random_plan([70, 128], [128, 60, 5], batch=2, heads=2, partial=partial)
+    plan = plan.to("cpu")
+    moved = plan_of(plan.blocks, scrambled(plan.visits), plan.mask).validate()
+    for name in ("triton", "torch"):
+        assert moved.launched_density(name) == plan.launched_density(name)
+    assert moved.kept_density() == plan.kept_density()
+    q, k, v = qkv(198, 193, batch=2)
+    result = block_sparse_attention(q, k, v, moved.to(device), backend=backend, return_lse=True)
+    assert_right(result, q, k, v, mask)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_heads_that_share_lists(
+    backend: str, qkv: Make, random_plan: Make, assert_right: Make, device: torch.device
+) -> None:
+    """Four heads follow two lists each, and the entries stand there once."""
+    plan, mask = random_plan([70, 128], [128, 60, 5], heads=2, partial=(1, 2, 0))
+    plan, which = plan.to("cpu"), [1, 0, 0, 1]
+    lists = plan.visits
+    parts = (lists.start, lists.whole, lists.full, lists.count)
+    lists = Visits(*(part[:, which].contiguous() for part in parts), lists.index)
+    shared = plan_of(plan.blocks, lists, plan.mask).validate()
+    mask = mask[:, which]
+    assert shared.kept_density() == pytest.approx(mask.double().mean().item())
+    q, k, v = qkv(198, 193, heads=4)
+    result = block_sparse_attention(q, k, v, shared.to(device), backend=backend, return_lse=True)
+    assert_right(result, q, k, v, mask)
+
+
+def test_per_head_plans_copy_no_lists() -> None:
+    layout = TokenLayout((3, 16, 16), after=20)
+    groups = (("0-2", pattern("sliding_tile", tile=[2, 8, 8])), ("3", pattern("full")))
+    plan = PerHead(groups).build(layout, "cpu", heads=40, layout_kind="boxes").validate()
+    assert plan.visits.start.shape[1] == 40
+    assert len(plan.visits.index) <= 2 * plan.shape.q_blocks * plan.shape.k_blocks
+    assert plan.visits.start.unique().numel() == 2 * plan.shape.q_blocks
+    assert (plan.visits.start[:, 4:] == plan.visits.start[:, 3:4]).all()
+
+
+def test_an_online_plan_starts_text_rows_first(random_plan: Make) -> None:
+    plan, _ = random_plan([20] * 6, [20] * 6)
+    blocks = replace(plan.blocks, first_video=1, video_blocks=4)
+    online = replace(plan, blocks=blocks, shape=replace(plan.shape, online=True))
+    assert online.launch_order.tolist() == [0, 5, 1, 2, 3, 4]

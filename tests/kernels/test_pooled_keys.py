@@ -12,6 +12,7 @@ import torch
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.backends import eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.plan import plan_of
 from dit_accel.kernels.pooling import PooledKeys
 
 BACKENDS = ["triton", "torch", "reference"]
@@ -104,7 +105,8 @@ def test_keys_of_one_token_each_are_the_tokens(
     plan, _ = random_plan([60, 70], [128, 12], keep=1.1, shuffled=False)
     q, k, v = qkv(130, 140)
     expected = block_sparse_attention(q, k, v, plan, backend=backend)
-    none = replace(plan, full_count=torch.zeros_like(plan.full_count), unmasked_count=None)
+    zeros = torch.zeros_like(plan.visits.count)
+    none = plan_of(plan.blocks, replace(plan.visits, whole=zeros, full=zeros, count=zeros))
     none, _, _ = random_pooled(none, 140, keep=1.1)
     pooled = PooledKeys(k, v, torch.zeros(1, 140, device=k.device))
     out = block_sparse_attention(q, k, v, none, backend=backend, pooled=pooled)
@@ -142,15 +144,18 @@ def test_density_counts_a_pooled_key_as_a_key(random_plan: Make, random_pooled: 
     before = {n: plan.launched_density(n) for n in ("triton", "torch")}
     kept, total = plan.kept_density(), 2 * 178 * 197
     plan, _, seen = random_pooled(plan, 31)
-    entries = int(plan.pooled_count.sum())
+    assert plan.pooled is not None
+    entries = int(plan.pooled.count.sum())
     assert plan.launched_density("triton") == pytest.approx(
         before["triton"] + entries * 128 / total
     )
     assert plan.launched_density("torch") == pytest.approx(before["torch"] + seen.sum() / total)
     assert plan.kept_density() == pytest.approx(kept + int(seen.sum()) / total)
-    assert plan.list_kinds.pooled
-    assert replace(plan, full_count=plan.full_count * 0).launch_order.tolist() == (
-        plan.pooled_count.sum((0, 1)).argsort(descending=True, stable=True).tolist()
+    assert plan.shape.kinds.pooled
+    zeros = torch.zeros_like(plan.visits.count)
+    only = replace(plan, visits=replace(plan.visits, whole=zeros, full=zeros, count=zeros))
+    assert only.launch_order.tolist() == (
+        plan.pooled.count.sum((0, 1)).argsort(descending=True, stable=True).tolist()
     )
 
 
@@ -173,10 +178,12 @@ def test_bad_pooled_keys(qkv: Make, random_plan: Make, random_pooled: Make) -> N
         with pytest.raises(DitAccelError, match=words):
             block_sparse_attention(q, k, v, plan_, pooled=wrong)
     fewer = PooledKeys(pooled.key[:, :3], pooled.value[:, :3], pooled.log_count[:, :3].contiguous())
-    plan = replace(plan, pooled_count=plan.pooled_count * 0 + 1, pooled_index=plan.pooled_index)
-    plan.pooled_index[..., 0] = 5
+    one = plan.pooled.count * 0 + 1
+    lists = replace(plan.pooled, whole=one, full=one, count=one)
+    lists.index[lists.start.long()] = 5
+    plan = plan_of(plan.blocks, plan.visits, pooled=lists)
     with pytest.raises(
-        DitAccelError, match=r"pooled_index: expected pooled keys in \[0, 3\), got 5"
+        DitAccelError, match=r"pooled.index: expected pooled keys in \[0, 3\), got 5"
     ):
         plan.validate(fewer)
     assert plan.validate() is plan.validate(pooled)

@@ -11,8 +11,9 @@ import torch
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.blocks import BlockTable
 from dit_accel.kernels.patterns import pattern, plan_for
-from dit_accel.kernels.plan import BlockTable
+from dit_accel.kernels.plan import Visits, plan_of
 from dit_accel.kernels.pooling import pool_blocks, pool_queries_and_keys, pooled_keys
 from dit_accel.kernels.portable.pooling import pool_pair
 from dit_accel.layout import TokenLayout
@@ -84,12 +85,12 @@ def test_both_in_one_launch(qkv: Make, device: torch.device) -> None:
 def test_of_a_plan(qkv: Make, random_plan: Make) -> None:
     plan, _ = random_plan([128, 31], [128, 128, 40], block=128)
     q, k, v = qkv(159, 296, heads=4, kv_heads=2)
-    means = pool_queries_and_keys(q, k, plan)
-    assert (means[0].cpu() - naive(q, plan.q_blocks)).abs().max() <= 1e-6
-    assert (means[1].cpu() - naive(k, plan.k_blocks)).abs().max() <= 1e-6
-    pooled = pooled_keys(k, v, plan.k_blocks)
+    means = pool_queries_and_keys(q, k, plan.blocks)
+    assert (means[0].cpu() - naive(q, plan.blocks.q)).abs().max() <= 1e-6
+    assert (means[1].cpu() - naive(k, plan.blocks.k)).abs().max() <= 1e-6
+    pooled = pooled_keys(k, v, plan.blocks.k)
     assert torch.equal(pooled.key, means[1])
-    assert (pooled.value.cpu() - naive(v, plan.k_blocks)).abs().max() <= 1e-6
+    assert (pooled.value.cpu() - naive(v, plan.blocks.k)).abs().max() <= 1e-6
     assert pooled.log_count.tolist() == [pytest.approx([4.852, 4.852, 3.689], abs=1e-3)]
 
 
@@ -105,24 +106,19 @@ def test_blocks_of_equal_tokens_pool_exactly(qkv: Make, device: torch.device) ->
     """Where all tokens of a block are equal, attention to its pooled key is exact."""
     layout = TokenLayout((4, 16, 16))
     plan = plan_for(layout, pattern("full"), device)
-    lengths = plan.k_blocks.lengths[0].tolist()
+    lengths = plan.blocks.k.lengths[0].tolist()
     q, k, v = qkv(layout.length)
     for x in (k, v):
         rows = torch.randn(len(lengths), *x.shape[2:], device=device)
         tokens = rows.repeat_interleave(torch.tensor(lengths, device=device), 0)
-        order = plan.k_blocks.order
+        order = plan.blocks.k.order
         x[0, slice(None) if order is None else order.long()] = tokens
     expected = block_sparse_attention(q, k, v, plan, backend="reference")
-    only = replace(
-        plan,
-        full_count=torch.zeros_like(plan.full_count),
-        unmasked_count=None,
-        pooled_count=torch.full_like(plan.full_count, len(lengths)),
-        pooled_index=torch.arange(len(lengths), dtype=torch.int32, device=device)
-        .expand(*plan.full_count.shape, -1)
-        .contiguous(),
-    )
-    pooled = pooled_keys(k, v, plan.k_blocks)
+    zeros = torch.zeros_like(plan.visits.count)
+    every, index = zeros + len(lengths), torch.arange(len(lengths), device=device).int()
+    none = replace(plan.visits, whole=zeros, full=zeros, count=zeros)
+    only = plan_of(plan.blocks, none, pooled=Visits(zeros, every, every, every, index))
+    pooled = pooled_keys(k, v, plan.blocks.k)
     for backend in ("triton", "torch"):
         out = block_sparse_attention(q, k, v, only, backend=backend, pooled=pooled)
         assert (out - expected).abs().max() < 5e-6

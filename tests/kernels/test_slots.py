@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dit_accel.kernels.patterns import pattern, plan_for
+from dit_accel.kernels.plan import plan_of
 from dit_accel.kernels.reference import dense_mask
 from dit_accel.kernels.slots import attend_in_slots, slot_plan, slots_of
 from dit_accel.kernels.torch_backend import torch_attention
@@ -42,25 +43,26 @@ def test_video_with_text(valid: Any, qkv: Make, device: torch.device, assert_rig
 
 def test_slots_stand_in_rows_of_a_block(random_plan: Make) -> None:
     plan, _ = random_plan([20, 128, 7], [30])
-    slots = slots_of(plan.q_blocks, 128, plan.q_length)
-    order = plan.q_blocks.order
+    slots = slots_of(plan.blocks.q, 128, plan.blocks.q_length)
+    order = plan.blocks.q.order
     assert order is not None and len(slots.tokens) == 3 * 128
     for block, (start, length) in enumerate([(0, 20), (20, 128), (148, 7)]):
         row = slots.tokens[block * 128 :][:128].tolist()
         assert row[:length] == order[start : start + length].tolist()
         assert set(row[length:]) <= {-1}
-    tokens = torch.arange(plan.q_length, device=order.device)
+    tokens = torch.arange(plan.blocks.q_length, device=order.device)
     assert torch.equal(slots.tokens[slots.back.long()].long(), tokens)
 
 
 def test_tokens_in_no_block_are_zero(qkv: Make, random_plan: Make) -> None:
     plan, _ = random_plan([70, 58], [90], keep=1.1)
     lengths = torch.tensor([[20, 0]], dtype=torch.int32, device=plan.device)
-    plan = replace(plan, q_blocks=replace(plan.q_blocks, lengths=lengths))
+    q_blocks = replace(plan.blocks.q, lengths=lengths)
+    plan = plan_of(replace(plan.blocks, q=q_blocks, covers=None), plan.visits)
     q, k, v = qkv(128, 90, heads=1)
     out, lse = attend_in_slots(q, k, v, plan, 0.1, True, torch_attention)
-    assert lse is not None and plan.q_blocks.order is not None
-    rest = plan.q_blocks.order[20:].long()
+    assert lse is not None and plan.blocks.q.order is not None
+    rest = plan.blocks.q.order[20:].long()
     assert (out[:, rest] == 0).all() and lse[..., rest].isneginf().all()
     assert (out != 0).any() and not out.isnan().any()
 
@@ -68,7 +70,8 @@ def test_tokens_in_no_block_are_zero(qkv: Make, random_plan: Make) -> None:
 def test_tokens_in_no_block_of_one_sample_are_zero(qkv: Make, random_plan: Make) -> None:
     plan, _ = random_plan([70, 58], [90], keep=1.1, shuffled=False)
     lengths = torch.tensor([[70, 58], [20, 58]], dtype=torch.int32, device=plan.device)
-    plan = replace(plan, q_blocks=replace(plan.q_blocks, lengths=lengths))
+    q_blocks = replace(plan.blocks.q, lengths=lengths)
+    plan = plan_of(replace(plan.blocks, q=q_blocks, covers=None), plan.visits)
     q, k, v = qkv(128, 90, batch=2, heads=1)
     out, lse = attend_in_slots(q, k, v, plan, 0.1, True, torch_attention)
     expected = torch_attention(q, k, v, plan, 0.1, True)

@@ -26,7 +26,7 @@ def test_full_attention_gathers_nothing() -> None:
 def test_queries_with_the_same_keys_share_one_call() -> None:
     plan = plan_for(TokenLayout((9, 24, 24)), SlidingTile({"fraction": [1.0, 0.5, 0.5]}), "cpu")
     buckets = _buckets(plan)
-    assert sum(bucket.groups for bucket in buckets) == 16 < plan.q_blocks.count
+    assert sum(bucket.groups for bucket in buckets) == 16 < plan.shape.q_blocks
     assert sum(bucket.groups * bucket.n_queries for bucket in buckets) == 5184
 
 

@@ -107,7 +107,7 @@ def launched(rule: SlidingTile, tiling: Tiling, grid: Triple) -> float:
     """Launched slots over a tiling, by the plan; those of a 64 block cost a third more."""
     layout = TokenLayout(grid)
     plan = build_plan(layout, tiling, [(Member(rule.relation(grid, tiling)),)], "cpu")
-    return plan.launched_density("triton") / {64: 0.75, 128: 1.0}[plan.block_q]
+    return plan.launched_density("triton") / {64: 0.75, 128: 1.0}[plan.shape.block_q]
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, (7, 11, 13)])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.kernels.backends import HOPPER_TRITON
+from dit_accel.kernels.machine import HOPPER_TRITON
 
 triton = pytest.importorskip("triton")
 if torch.cuda.is_available():

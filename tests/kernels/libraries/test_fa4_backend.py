@@ -14,6 +14,7 @@ import torch
 from dit_accel.kernels.backends import AUTOMATIC, BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, plan_obstacle, sparse_lists
+from dit_accel.kernels.plan import plan_of
 
 Make = Callable[..., Any]
 
@@ -94,15 +95,18 @@ def test_lists_as_the_kernel_reads_them(
     plan, mask = random_plan(
         q_lengths, k_lengths, batch=batch, heads=heads, keep=0.6, shuffled=False, seed=2
     )
-    assert plan_obstacle(plan) is None
-    backwards = replace(plan, full_index=plan.full_index.clone())
-    for place in torch.cartesian_prod(*map(torch.arange, plan.full_count.shape)).tolist():
-        n = int(plan.full_count[tuple(place)])
-        backwards.full_index[tuple(place)][:n] = plan.full_index[tuple(place)][:n].flip(0)
+    assert plan_obstacle(plan.shape) is None
+    lists = replace(
+        plan.visits, index=plan.visits.index.clone(), whole=torch.zeros_like(plan.visits.whole)
+    )
+    for place in torch.cartesian_prod(*map(torch.arange, lists.count.shape)).tolist():
+        blocks, _ = lists.entries(*place)  # a view
+        blocks.copy_(blocks.flip(0))
+    backwards = plan_of(plan.blocks, lists)
     q, k, v = (
         x.cpu() for x in qkv(sum(q_lengths), sum(k_lengths), batch=2, heads=4, kv_heads=2, dim=64)
     )
-    for given in (plan.to("cpu"), replace(backwards.to("cpu"), unmasked_count=None)):
+    for given in (plan.to("cpu"), backwards.to("cpu")):
         out, lse = fa4_attention(q, k, v, given, 0.125, True)
         assert_right((out, lse), q, k, v, mask)
         assert fa4_attention(q, k, v, given, 0.125)[1] is None
@@ -119,7 +123,7 @@ def test_reasons(random_plan: Make, random_pooled: Make, qkv: Make) -> None:
         (random_plan([128] * 3, [128] * 3, shuffled=False, partial=(1, 1, 1))[0], "partial"),
         (random_pooled(random_plan([128], [128], shuffled=False)[0], 3)[0], "pooled"),
     ):
-        reason = plan_obstacle(arguments)
+        reason = plan_obstacle(arguments.shape)
         assert reason is None if words is None else words in str(reason)
     assert "fa4" in BACKENDS and "fa4" not in AUTOMATIC
     if not torch.cuda.is_available():

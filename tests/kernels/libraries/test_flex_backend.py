@@ -15,7 +15,7 @@ from dit_accel.kernels.backends import AUTOMATIC, BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.libraries import flex
 from dit_accel.kernels.libraries.flex import FlexPlan, flex_missing, flex_plan
-from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.plan import BlockPlan, plan_of
 
 Make = Callable[..., Any]
 gpu = [
@@ -26,7 +26,8 @@ gpu = [
 
 def enumerated(flex: FlexPlan, plan: BlockPlan, batch: int, heads: int) -> torch.Tensor:
     """The mask [batch, heads, Lq, Lk] that FlexAttention makes of the lists, pair by pair."""
-    mask = torch.zeros(batch, heads, plan.q_length, plan.k_length, dtype=torch.bool)
+    block_q, block_k = plan.blocks.block_q, plan.blocks.block_k
+    mask = torch.zeros(batch, heads, plan.blocks.q_length, plan.blocks.k_length).bool()
     q_token = list(range(flex.q_slots)) if flex.q_index is None else flex.q_index.tolist()
     k_token = list(range(flex.k_slots)) if flex.k_index is None else flex.k_index.tolist()
     for b, h in itertools.product(range(batch), range(heads)):
@@ -37,8 +38,8 @@ def enumerated(flex: FlexPlan, plan: BlockPlan, batch: int, heads: int) -> torch
         ):
             for i, n in enumerate(count[row].tolist()):
                 for j in index[row][i, :n].tolist():
-                    qs = torch.arange(i * plan.block_q, min(flex.q_slots, (i + 1) * plan.block_q))
-                    ks = torch.arange(j * plan.block_k, min(flex.k_slots, (j + 1) * plan.block_k))
+                    qs = torch.arange(i * block_q, min(flex.q_slots, (i + 1) * block_q))
+                    ks = torch.arange(j * block_k, min(flex.k_slots, (j + 1) * block_k))
                     kept = torch.ones(len(qs), len(ks), dtype=torch.bool)
                     if kind == "masked":
                         place = torch.tensor(b), torch.tensor(h)
@@ -72,7 +73,7 @@ def test_conversion(
     assert torch.equal(enumerated(flex, plan, 1, 2), mask)
     moves = shuffled or q_lengths[1] < 64
     assert (flex.q_index is not None) == (flex.k_index is not None) == moves
-    assert int(flex.full_count.sum()) == int(plan.unmasked_count.sum()) > 0
+    assert int(flex.full_count.sum()) == plan.counts.whole > 0
     assert flex_plan(plan) is flex
 
 
@@ -81,12 +82,12 @@ def test_lengths_per_sample(partial: tuple[int, int, int] | None, random_plan: M
     plan, mask = random_plan([64, 20], [64, 64, 33], batch=2, block=64, partial=partial, keep=0.7)
     plan = plan.to("cpu")
     lengths = torch.tensor([[64, 64, 33], [64, 10, 0]], dtype=torch.int32)
-    order = plan.k_blocks.order
+    order = plan.blocks.k.order
     cut = torch.cat([order[74:128], order[128:]]).long()
     mask[1][..., cut] = False
-    plan = replace(
-        plan, k_blocks=replace(plan.k_blocks, lengths=lengths), unmasked_count=None
-    ).validate()
+    blocks = replace(plan.blocks, k=replace(plan.blocks.k, lengths=lengths))
+    lists = replace(plan.visits, whole=torch.zeros_like(plan.visits.whole))
+    plan = plan_of(blocks, lists, plan.mask).validate()
     assert torch.equal(enumerated(flex_plan(plan), plan, 2, 1), mask)
 
 
@@ -114,12 +115,9 @@ def test_block_mask_holds_the_lists(random_plan: Make) -> None:
     mask = flex._block_mask(flex_plan(plan), plan)
     assert mask.shape == (1, 2, 192, 256) and mask.BLOCK_SIZE == (64, 64)
     visited = torch.zeros(1, 2, 3, 4, dtype=torch.int32)
-    for count, index in (
-        (plan.full_count, plan.full_index),
-        (plan.partial_count, plan.partial_index),
-    ):
-        for h, i in itertools.product(range(2), range(3)):
-            visited[0, h, i, index[0, h, i, : count[0, h, i]].long()] = 1
+    for h, i in itertools.product(range(2), range(3)):
+        for blocks in plan.visits.entries(0, h, i):
+            visited[0, h, i, blocks.long()] = 1
     assert torch.equal(mask.to_dense().int(), visited)
 
 
@@ -154,7 +152,8 @@ class TestOnGpu:
 def test_rows_outside_every_block(qkv: Make, random_plan: Make, assert_right: Make) -> None:
     plan, mask = random_plan([70, 58], [90], keep=1.1, shuffled=False)
     lengths = torch.tensor([[20, 0]], dtype=torch.int32, device=plan.device)
-    plan = replace(plan, q_blocks=replace(plan.q_blocks, lengths=lengths))
+    q_blocks = replace(plan.blocks.q, lengths=lengths)
+    plan = plan_of(replace(plan.blocks, q=q_blocks, covers=None), plan.visits)
     mask[:, :, 20:] = False
     q, k, v = qkv(128, 90, heads=1)
     result = block_sparse_attention(q, k, v, plan, backend="flex", return_lse=True)

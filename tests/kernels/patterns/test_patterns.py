@@ -181,17 +181,17 @@ def test_causal_axes_are_masked_unless_told_otherwise() -> None:
 
 def test_runs_and_boxes_tell_where_they_are() -> None:
     layout = TokenLayout((5, 9, 20), before=130)
-    runs = plan_for(layout, pattern("radial"), "cpu")
-    assert runs.q_blocks.order is None and runs.box is None and runs.q_blocks.origins is not None
-    starts = runs.q_blocks.starts
-    assert torch.equal(runs.q_blocks.origins[:, 1], starts)
-    assert (runs.q_blocks.origins[:, 0] == -1).all() and (runs.q_blocks.lengths <= 128).all()
-    boxes = plan_for(layout, pattern("disc", tile=[2, 8, 8]), "cpu", layout_kind="boxes")
+    runs = plan_for(layout, pattern("radial"), "cpu").blocks
+    assert runs.q.order is None and runs.box is None and runs.q.origins is not None
+    starts = runs.q.starts
+    assert torch.equal(runs.q.origins[:, 1], starts)
+    assert (runs.q.origins[:, 0] == -1).all() and (runs.q.lengths <= 128).all()
+    boxes = plan_for(layout, pattern("disc", tile=[2, 8, 8]), "cpu", layout_kind="boxes").blocks
     assert boxes.box == (2, 8, 8) and boxes.grid == layout.grid and boxes.video_start == 130
-    assert boxes.q_blocks.origins is not None
-    assert boxes.q_blocks.origins[:2].tolist() == [[-1, 0, 0], [-1, 128, 0]]
+    assert boxes.q.origins is not None
+    assert boxes.q.origins[:2].tolist() == [[-1, 0, 0], [-1, 128, 0]]
     corners = [[t, h, w] for t in (0, 2, 4) for h in (0, 8) for w in (0, 8, 16)]
-    assert boxes.q_blocks.origins[2:].tolist() == corners
+    assert boxes.q.origins[2:].tolist() == corners
 
 
 @pytest.mark.parametrize("block", [64, 128])
@@ -237,5 +237,5 @@ def test_big_plans_are_quick_and_small(name: str) -> None:
     with Largest() as largest:
         plan = rule.build(layout, "cpu", layout_kind="gather")
     assert time.perf_counter() - begin < 8
-    assert largest.elements <= 16 * plan.q_blocks.count**2
-    assert plan.q_blocks.count <= 1.1 * layout.length / plan.block_q
+    assert largest.elements <= 16 * plan.shape.q_blocks**2
+    assert plan.shape.q_blocks <= 1.1 * layout.length / plan.shape.block_q

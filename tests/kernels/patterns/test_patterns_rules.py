@@ -408,7 +408,7 @@ def test_sliding_tiles_are_strided_neighborhoods(grid: Grid, tiles: tuple[int, .
     near = pattern("neighborhood", window={"tokens": window}, stride=tile, tile=tile, exact=True)
     strided = plan_for(layout, near, "cpu")
     assert torch.equal(dense_mask(sliding_plan, 1, 1), dense_mask(strided, 1, 1))
-    assert strided.partial_count is None, "windows that end on tiles need no token mask"
+    assert strided.mask is None, "windows that end on tiles need no token mask"
     tiled = pattern("neighborhood", window={"tiles": tiles}, stride={"tiles": [1, 1, 1]}, tile=tile)
     assert torch.equal(dense_mask(plan_for(layout, tiled, "cpu"), 1, 1), dense_mask(strided, 1, 1))
 
@@ -442,7 +442,7 @@ def test_unions_of_two_exact_rules(labels: tuple[str, str], kind: LayoutKind) ->
     plan = plan_for(layout, rule, "cpu", layout_kind=kind).validate()
     video = slice(5, 5 + layout.video_length)
     assert np.array_equal(dense_mask(plan, 1, 1)[0, 0, video, video].numpy(), expected)
-    assert plan.token_mask is not None and plan.token_mask.other is not None
+    assert plan.mask is not None and plan.mask.other is not None
     density = dense_mask(plan, 1, 1).double().mean().item()
     assert plan.kept_density() == pytest.approx(density)
     groups = (("0", pattern("full")), ("2", pattern("sliding_tile", tile=list(TILES[kind]))))
@@ -457,9 +457,9 @@ def test_a_block_that_one_rule_keeps_whole_is_full() -> None:
     frames = pattern("attention_tile", references=1, tile=[1, 8, 16], exact=True)
     near = pattern("disc", radius={"tokens": 3}, tile=[1, 8, 16], exact=True)
     plan = plan_for(layout, pattern("union", union=[near, frames]), "cpu", layout_kind="boxes")
-    assert plan.full_count.flatten().tolist() == [4, 2, 2, 2]  # own frame, and the reference
-    assert plan.partial_count is not None
-    assert plan.partial_count.flatten().tolist() == [0, 2, 2, 2]
+    lists = plan.visits
+    assert lists.full.flatten().tolist() == [4, 2, 2, 2]  # own frame, and the reference
+    assert (lists.count - lists.full).flatten().tolist() == [0, 2, 2, 2]
 
 
 @pytest.mark.parametrize("labels", TWO, ids=str)
@@ -490,11 +490,10 @@ def test_flex_masks_tokens_by_two_rules() -> None:
     tokens = torch.arange(flex.q_slots)
     token = tokens if flex.q_index is None else flex.q_index.long()
     allowed = flex.mask_mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens[None])
-    blocks = torch.zeros(plan.q_blocks.count, plan.k_blocks.count, dtype=torch.bool)
-    assert plan.partial_count is not None and plan.partial_index is not None
-    for row, count in enumerate(plan.partial_count[0, 0].tolist()):
-        blocks[row, plan.partial_index[0, 0, row, :count].long()] = True
-    seen = blocks.repeat_interleave(plan.block_q, 0).repeat_interleave(plan.block_k, 1)
+    blocks = torch.zeros(plan.shape.q_blocks, plan.shape.k_blocks, dtype=torch.bool)
+    for row in range(len(blocks)):
+        blocks[row, plan.visits.entries(0, 0, row)[1].long()] = True
+    seen = blocks.repeat_interleave(128, 0).repeat_interleave(128, 1)
     seen &= (token[:, None] >= 0) & (token[None] >= 0)
     wanted = torch.from_numpy(expected)[token.clamp_min(0)[:, None], token.clamp_min(0)[None]]
     assert seen.any() and torch.equal(allowed[seen], wanted[seen])

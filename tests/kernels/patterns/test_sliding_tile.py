@@ -89,8 +89,8 @@ def test_unknown_names() -> None:
 def test_short_sequences_are_one_block() -> None:
     for length in (1, 63, 64, 65, 127, 128, 129):
         plan = plan_for(TokenLayout((1, 1, length)), pattern("full"), "cpu").validate()
-        assert plan.q_blocks.count == -(-length // 128)
-        assert plan.q_blocks.lengths.sum() == length
+        assert plan.blocks.q.count == -(-length // 128)
+        assert plan.blocks.q.lengths.sum() == length
 
 
 def test_big_grids_plan_quickly() -> None:

@@ -147,7 +147,7 @@ def test_boxes_read_what_pointers_read(
     plan, mask = random_plan(
         [128, 31], [128, 33, 128, 9], batch=2, keep=0.7, shuffled=False, partial=(1, 2, 2)
     )
-    assert plan.list_kinds[:3] == (True, True, True)
+    assert plan.shape.kinds[:3] == (True, True, True)
     q, k, v = qkv(159, 298, batch=2, heads=2, kv_heads=1, dim=dim, dtype=torch.float16)
     if head_major:
         k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))

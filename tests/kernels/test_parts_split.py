@@ -12,10 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_accel.kernels.backends import BACKENDS
-from dit_accel.kernels.plan import ListKinds
+from dit_accel.kernels.parts import attend_split, halves_of
+from dit_accel.kernels.plan import ListKinds, plan_of
 from dit_accel.kernels.reference import dense_mask, pooled_mask
 from dit_accel.kernels.slots import attend_in_slots, slot_plan
-from dit_accel.kernels.split import attend_split, halves_of
 
 Make = Callable[..., Any]
 PAIRS = [("torch", "torch"), ("torch", "triton"), ("reference", "torch")]
@@ -26,7 +26,7 @@ def split(pair: tuple[str, str]) -> Callable[..., Any]:
     first, second = (BACKENDS[name].forward for name in pair)
 
     def on_blocks(*call: Any) -> Any:
-        assert len(call) == 6 and call[3].pooled_count is None
+        assert len(call) == 6 and call[3].pooled is None
         return first(*call)
 
     return partial(attend_split, on_blocks=on_blocks, on_pooled=second)
@@ -87,19 +87,16 @@ def test_lists_per_sample_and_head(
 
 def gaps(plan: Any) -> Any:
     """Of four blocks' lists: no blocks, no pooled keys, neither, both; and rows in no block."""
-    counts = plan.full_count.clone(), plan.unmasked_count.clone(), plan.pooled_count.clone()
-    for block, empty in enumerate([(0, 1), (2,), (0, 1, 2), ()]):
-        for kind in empty:
-            counts[kind][..., block] = 0
-    lengths = plan.q_blocks.lengths.clone()
+    alone = {"blocks": torch.tensor([0, 1, 0, 1]), "pooled": torch.tensor([1, 0, 0, 1])}
+    lists = []
+    for part, kept in ((plan.visits, alone["blocks"]), (plan.pooled, alone["pooled"])):
+        kept = kept.to(plan.device).int()
+        counts = {name: getattr(part, name) * kept for name in ("whole", "full", "count")}
+        lists.append(replace(part, **counts))
+    lengths = plan.blocks.q.lengths.clone()
     lengths[:, 3] -= 10
-    return replace(
-        plan,
-        full_count=counts[0],
-        unmasked_count=counts[1],
-        pooled_count=counts[2],
-        q_blocks=replace(plan.q_blocks, lengths=lengths),
-    ).validate()
+    blocks = replace(plan.blocks, q=replace(plan.blocks.q, lengths=lengths), covers=None)
+    return plan_of(blocks, lists[0], pooled=lists[1]).validate()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
@@ -148,23 +145,25 @@ class Reads(TorchDispatchMode):
 def test_halves_are_made_once_and_read_nothing(random_plan: Make, random_pooled: Make) -> None:
     plan, _ = random_plan([50, 128, 97], [128, 3, 66], partial=(1, 2, 1), heads=2)
     plan, pooled, _ = random_pooled(plan, 40)
-    told = replace(plan, kinds=ListKinds(True, True, True), covers=True)
+    every = ListKinds(True, True, True, True)
+    told = replace(plan, shape=replace(plan.shape, kinds=every, online=True), known=None)
     with Reads():
         halves = halves_of(told)
-        assert halves_of(told) is halves and halves.pooled.covers_queries
-        assert halves.blocks.list_kinds == (True, True, True, False)
-        assert halves.pooled.list_kinds == (False, False, False, True)
-        assert told.visits == 3 and halves.pooled.launch_order.shape == (3,)
-    entries = plan.full_count + plan.partial_count
-    assert plan.visits == pytest.approx(entries.double().mean().item())
+        assert halves_of(told) is halves and halves.pooled.blocks is told.blocks
+        assert halves.blocks.shape.kinds == (True, True, True, False)
+        assert halves.pooled.shape.kinds == (False, False, False, True)
+        assert halves.pooled.launch_order.shape == (3,)
+    entries = plan.visits.count.double().mean().item()
+    assert plan.shape.visits == pytest.approx(entries)
     halves = halves_of(plan)
-    assert halves.blocks.validate().list_kinds == plan.list_kinds._replace(pooled=False)
+    assert halves.blocks.validate().shape.kinds == plan.shape.kinds._replace(pooled=False)
     assert halves.pooled.validate(pooled).kept_density() == pytest.approx(
         plan.kept_density() - halves.blocks.kept_density()
     )
-    assert halves.pooled.full_count.sum() == 0 and plan.full_count.sum() > 0
-    assert halves_of(slot_plan(replace(plan, partial_count=None, partial_index=None,
-                                       token_mask=None))).blocks.pooled_count is None  # fmt: skip
+    assert halves.pooled.visits.count.sum() == 0 and plan.visits.count.sum() > 0
+    bare, _ = random_plan([50, 128, 97], [128, 3, 66], heads=2)
+    bare, _, _ = random_pooled(bare, 40)
+    assert halves_of(slot_plan(bare)).blocks.pooled is None
 
 
 def test_only_pooled_lists_leave_the_tokens_alone(

@@ -1,21 +1,41 @@
-"""The result of attention over two disjoint key sets from the results over each.
+"""Attention over disjoint sets of keys, joined: an attention call is a merge of parts.
 
 With LSE L = ln sum_j exp(s_j) of a row: m = max(La, Lb), L = m + ln(e^(La - m) + e^(Lb - m)),
-out = e^(La - L) out_a + e^(Lb - L) out_b. A side without keys (L = -inf) counts for nothing; two
-such sides give 0 and -inf. All arithmetic is float32.
+out = e^(La - L) out_a + e^(Lb - L) out_b. A part without keys (L = -inf) counts for nothing; two
+such parts give 0 and -inf. All arithmetic is float32.
 
 A softmax that starts from a state (maximum m, sum l = sum_j exp(s_j - m), acc = sum_j exp(s_j - m)
-v_j) is a merge with `from_state(m, l, acc)`.
+v_j) is the part with out = acc / l and LSE = m + ln l.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.machine import runs_triton
+from dit_accel.kernels.once import once
+from dit_accel.kernels.plan import BlockPlan, Forward, ListKinds
+from dit_accel.kernels.pooling import PooledKeys
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Attention over some keys: out [B, L, H, D], and LSE float32 [B, H, L] (natural log)."""
+
+    out: Tensor
+    lse: Tensor
+
+
+def combine(parts: Sequence[Part]) -> Part:
+    """The attention over the keys of all parts, in the type of the first."""
+    return reduce(lambda a, b: Part(*merge(a.out, a.lse, b.out, b.lse)), parts)
 
 
 def merge(
@@ -33,8 +53,6 @@ def merge(
 
     Raises DitAccelError where shapes, types of the LSE or devices do not fit together.
     """
-    from dit_accel.kernels.backends import runs_triton
-
     if layout not in ("bshd", "bhsd"):
         raise DitAccelError(f"layout: expected 'bshd' or 'bhsd', got {layout!r}.")
     if layout == "bhsd":
@@ -47,18 +65,6 @@ def merge(
     else:
         out, lse = _merge(out_a, lse_a, out_b, lse_b)
     return (out.transpose(1, 2) if layout == "bhsd" else out), lse
-
-
-def from_state(top: Tensor, total: Tensor, acc: Tensor) -> tuple[Tensor, Tensor]:
-    """(out [B, L, H, D], LSE [B, H, L]) of an online softmax's state, float32.
-
-    top, total: m and l, [B, H, L]; acc: [B, L, H, D], not yet divided by l. Rows that have seen no
-    key (l = 0) give 0 and -inf.
-    """
-    seen = total != 0
-    safe = torch.where(seen, total.float(), 1.0)
-    out = acc.float() / safe.transpose(1, 2).unsqueeze(-1)
-    return out, torch.where(seen, top.float() + safe.log(), -torch.inf)
 
 
 def _merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,3 +97,59 @@ def _check(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> None:
     for name, tensor in (("lse_a", lse_a), ("out_b", b), ("lse_b", lse_b)):
         if tensor.device != a.device:
             raise DitAccelError(f"{name}: expected it on {a.device}, got {tensor.device}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """Two plans over the same blocks: `blocks` has no pooled lists, `pooled` nothing else."""
+
+    blocks: BlockPlan
+    pooled: BlockPlan
+
+
+@once
+def halves_of(plan: BlockPlan) -> Halves:
+    """The halves of a plan with pooled lists; nothing is read from the device."""
+    none = torch.zeros_like(plan.visits.count)
+    kinds = ListKinds(whole=False, short=False, partial=False, pooled=True)
+    shape, known = plan.shape, plan.known
+    return Halves(
+        replace(
+            plan,
+            pooled=None,
+            shape=replace(shape, kinds=shape.kinds._replace(pooled=False)),
+            known=known and replace(known, pooled=0),
+        ),
+        replace(
+            plan,
+            visits=replace(plan.visits, whole=none, full=none, count=none),
+            mask=None,
+            shape=replace(shape, kinds=kinds, most=0, visits=0.0, rules=()),
+            known=known and replace(known, whole=0, short=0, partial=0),
+        ),
+    )
+
+
+def attend_split(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    return_lse: bool,
+    pooled: PooledKeys,
+    on_blocks: Forward,
+    on_pooled: Forward,
+) -> tuple[Tensor, Tensor | None]:
+    """A plan's blocks by one backend, its pooled keys by another: for kernels that take blocks
+    alone. out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD.
+
+    on_blocks is called without pooled keys, on_pooled with them as its last argument and with lists
+    of nothing else; both must give 0 and -inf where a row sees no key.
+    """
+    halves = halves_of(plan)
+    near, near_lse = on_blocks(q, k, v, halves.blocks, scale, True)
+    far, far_lse = on_pooled(q, k, v, halves.pooled, scale, True, pooled)
+    assert near_lse is not None and far_lse is not None, "both were asked for it"
+    both = combine([Part(near, near_lse), Part(far, far_lse)])
+    return both.out, both.lse if return_lse else None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.merge import from_state, merge
+from dit_accel.kernels.parts import Part, combine, merge
 from dit_accel.kernels.portable.merge import merge_results
 
 Make = Callable[..., Any]
@@ -77,20 +77,24 @@ def test_large_and_bad_numbers(way: Make, device: torch.device) -> None:
 
 
 def test_seeded_state(qkv: Make, naive: Make) -> None:
-    """The state after some keys, merged with the others, is the softmax over all."""
+    """The state (m, l, acc) after some keys is a part: out = acc / l, LSE = m + ln l."""
     q, k, v = qkv(20, 50, heads=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k)[..., :30] * 0.125
     top = scores.amax(-1) - 0.5  # any m will do, also one that is not the maximum
     weights = (scores - top.unsqueeze(-1)).exp()
-    state = from_state(top, weights.sum(-1), torch.einsum("bhqk,bkhd->bqhd", weights, v[:, :30]))
+    total = weights.sum(-1)
+    acc = torch.einsum("bhqk,bkhd->bqhd", weights, v[:, :30])
+    state = Part(acc / total.transpose(1, 2).unsqueeze(-1), top + total.log())
     mask = torch.ones(1, 1, 20, 50, dtype=torch.bool)
-    rest, rest_lse = naive(q, k, v, mask & (torch.arange(50) >= 30))
-    out, lse = merge(*state, rest.to(q), rest_lse.to(q))
+    places = torch.arange(50)
+    rest = []
+    for some in ((places >= 30) & (places < 41), places >= 41):
+        out, lse = naive(q, k, v, mask & some)
+        rest.append(Part(out.to(q), lse.to(q)))
+    both = combine([state, *rest])
     expected, expected_lse = naive(q, k, v, mask)
-    assert (out.cpu() - expected).abs().max() < 2e-6
-    assert (lse.cpu() - expected_lse).abs().max() < 1e-5
-    none, lse = from_state(top * 0 - torch.inf, top * 0, torch.zeros_like(q))
-    assert (none == 0).all() and lse.isneginf().all()
+    assert (both.out.cpu() - expected).abs().max() < 2e-6
+    assert (both.lse.cpu() - expected_lse).abs().max() < 1e-5
 
 
 def test_opcheck(device: torch.device) -> None:
