@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_accel.costs.kernels import split_pays
 from dit_accel.errors import unknown
 from dit_accel.kernels.blocks import BlockForm
 from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, fa4_obstacle
@@ -97,9 +98,9 @@ def _hopper_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | Non
 
 
 def _hopper_pays(head_dim: int, shape: Shape) -> bool:
-    from dit_accel.kernels.hopper.split_cost import split_pays
-
-    return not shape.kinds.pooled or split_pays(head_dim, shape)
+    return not shape.kinds.pooled or split_pays(
+        head_dim, shape.visits, shape.block_k, gathered=shape.gathered, moved=shape.scattered
+    )
 
 
 def _hopper_forward(*call: Any) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.preset import Preset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,8 @@ class Adapter:
         text: how text takes part, for tables.
         text_tokens: non-video tokens (before, after) that a warm-up assumes.
         text_valid: which text tokens count: "attended" where stock attends its padding too.
+        fps: frames per second that its videos were trained with.
+        presets: its models by name.
     """
 
     family: str
@@ -65,6 +68,8 @@ class Adapter:
     text: str = "cross-attention"
     text_tokens: tuple[int, int] = (0, 0)
     text_valid: str = "all (stock attends its padding)"
+    fps: float = 16.0
+    presets: tuple[Preset, ...] = ()
 
     def layouts(
         self, model: nn.Module, bound: Bound, cache: dict[Any, Any]
@@ -90,14 +95,23 @@ class Adapter:
                     yield name, offsets[site.blocks] + index, total, site.kind, module, site.layout
 
 
-def tokens(pixels: int, scale: int, patch: int) -> int:
-    """Tokens along a spatial axis of `pixels` pixels."""
-    return pixels // scale // patch
-
-
-def latent_frames(frames: int, scale: int) -> int:
-    """Latent frames of a causal video autoencoder that keeps the first frame apart."""
-    return (frames - 1) // scale + 1
+def video_grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:
+    """`Adapter.grid` of a causal autoencoder, which keeps the first frame apart, and patches of
+    latents: the pipeline and its transformer's configuration say how large both are."""
+    config = (pipe.transformer or pipe.transformer_2).config
+    patch = config.patch_size
+    if isinstance(patch, int):
+        patch = config.patch_size_t or 1, patch, patch
+    if hasattr(pipe, "vae_scale_factor_temporal"):
+        scales = pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial
+    else:
+        scales = pipe.vae_temporal_compression_ratio, pipe.vae_spatial_compression_ratio
+    latents = (frames - 1) // scales[0] + 1
+    return (
+        (latents + patch[0] - 1) // patch[0],
+        height // scales[1] // patch[1],
+        width // scales[1] // patch[2],
+    )
 
 
 def class_names(model: object) -> set[str]:

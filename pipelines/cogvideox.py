@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.layout import TokenLayout
-from dit_accel.pipelines.adapter import Adapter, Bound, Sites, latent_frames, tokens
+from dit_accel.pipelines.adapter import Adapter, Bound, Sites, video_grid
+from dit_accel.pipelines.preset import Preset, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,17 +26,6 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
     )
 
 
-def _grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:
-    config = pipe.transformer.config
-    per_token = config.patch_size_t or 1
-    latents = latent_frames(frames, pipe.vae_scale_factor_temporal)
-    return (
-        (latents + per_token - 1) // per_token,
-        tokens(height, pipe.vae_scale_factor_spatial, config.patch_size),
-        tokens(width, pipe.vae_scale_factor_spatial, config.patch_size),
-    )
-
-
 COGVIDEOX = Adapter(
     family="cogvideox",
     transformers=("CogVideoXTransformer3DModel",),
@@ -47,7 +37,20 @@ COGVIDEOX = Adapter(
     ),
     sites=(Sites("transformer_blocks", "attn1", "self"),),
     place=_place,
-    grid=_grid,
+    grid=video_grid,
     text="joint, before video",
     text_tokens=(226, 0),
-)
+    fps=8.0,
+    presets=(
+        Preset(
+            "cogvideox-2b", "CogVideoX-2B", "cogvideox", 30, 64, {"num_layers": 30}, 7680, False,
+            Size(480, 720, 49), text=(226, 0), prompt=226,
+        ),
+        Preset(
+            "cogvideox-5b", "CogVideoX-5B", "cogvideox", 48, 64, {"num_layers": 42}, 12288, False,
+            Size(480, 720, 49), text=(226, 0), prompt=226, source="THUDM/CogVideoX-5b",
+            config={"num_attention_heads": 48, "use_rotary_positional_embeddings": True},
+            aliases=("cogvideox",),
+        ),
+    ),
+)  # fmt: skip

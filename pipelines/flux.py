@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter, Bound, Sites
+from dit_accel.pipelines.preset import Preset, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,4 +56,12 @@ FLUX = Adapter(
     grid=_grid,
     text="joint, before image",
     text_tokens=(512, 0),
-)
+    presets=(
+        Preset(
+            "flux", "Flux.1", "flux", 24, 128, {"num_layers": 19, "num_single_layers": 38}, 12288,
+            False, Size(1024, 1024), text=(512, 0), scales=(1, 16), forwards=1,
+            config={"guidance_embeds": True}, source="black-forest-labs/FLUX.1-dev",
+            aliases=("flux-dev",),
+        ),
+    ),
+)  # fmt: skip

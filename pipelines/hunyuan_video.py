@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.layout import TokenLayout
-from dit_accel.pipelines.adapter import Adapter, Bound, Sites, latent_frames, tokens
+from dit_accel.pipelines.adapter import Adapter, Bound, Sites, video_grid
+from dit_accel.pipelines.preset import Preset, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,15 +35,6 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
     )
 
 
-def _grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:
-    config = pipe.transformer.config
-    return (
-        latent_frames(frames, pipe.vae_scale_factor_temporal) // config.patch_size_t,
-        tokens(height, pipe.vae_scale_factor_spatial, config.patch_size),
-        tokens(width, pipe.vae_scale_factor_spatial, config.patch_size),
-    )
-
-
 HUNYUAN_VIDEO = Adapter(
     family="hunyuan_video",
     transformers=("HunyuanVideoTransformer3DModel",),
@@ -52,9 +44,19 @@ HUNYUAN_VIDEO = Adapter(
         Sites("single_transformer_blocks", "attn", "self"),
     ),
     place=_place,
-    grid=_grid,
+    grid=video_grid,
     masks="key_padding",
     text="joint, after video",
     text_tokens=(0, 256),
     text_valid="the prompt's own tokens (stock masks the padding)",
-)
+    fps=24.0,
+    presets=(
+        Preset(
+            "hunyuan", "HunyuanVideo", "hunyuan_video", 24, 128,
+            {"num_layers": 20, "num_single_layers": 40}, 12288, False, Size(720, 1280, 129),
+            text=(0, 256), prompt=256, forwards=1, config={},
+            source="hunyuanvideo-community/HunyuanVideo",
+            aliases=("hunyuan-video", "hunyuan_video"),
+        ),
+    ),
+)  # fmt: skip

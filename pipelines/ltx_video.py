@@ -6,7 +6,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.layout import TokenLayout
-from dit_accel.pipelines.adapter import Adapter, Bound, Sites, latent_frames, tokens
+from dit_accel.pipelines.adapter import Adapter, Bound, Sites, video_grid
+from dit_accel.pipelines.preset import Preset, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,15 +25,6 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
     return TokenLayout((shape[0], shape[1], shape[2]), before=extra)
 
 
-def _grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:
-    config = pipe.transformer.config
-    return (
-        latent_frames(frames, pipe.vae_temporal_compression_ratio) // config.patch_size_t,
-        tokens(height, pipe.vae_spatial_compression_ratio, config.patch_size),
-        tokens(width, pipe.vae_spatial_compression_ratio, config.patch_size),
-    )
-
-
 LTX_VIDEO = Adapter(
     family="ltx_video",
     transformers=("LTXVideoTransformer3DModel",),
@@ -42,6 +34,14 @@ LTX_VIDEO = Adapter(
         Sites("transformer_blocks", "attn2", "cross"),
     ),
     place=_place,
-    grid=_grid,
+    grid=video_grid,
     text_valid="the prompt's own tokens (stock masks the padding)",
-)
+    fps=24.0,
+    presets=(
+        Preset(
+            "ltx", "LTX-Video 2B", "ltx_video", 32, 64, {"num_layers": 28}, 8192, True,
+            Size(512, 704, 161), scales=(8, 32), latent=32, prompt=128, config={},
+            source="Lightricks/LTX-Video", aliases=("ltx-video",),
+        ),
+    ),
+)  # fmt: skip

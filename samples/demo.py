@@ -21,10 +21,10 @@ import torch
 from diffusers import WanPipeline
 
 import dit_accel
-from dit_accel.cli.models import demo_folder
 from dit_accel.cli.progress import denoising_bar
 from dit_accel.cli.runtime import quiet
 from dit_accel.metrics import psnr
+from dit_accel.models.find import demo_folder
 from dit_accel.video import check_output, side_by_side, write_video
 
 PROMPT = "a large red circle moves right slowly over a striped blue background"

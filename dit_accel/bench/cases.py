@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.preset import Size
+from dit_accel.pipelines.registry import PRESETS
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
 QUICK_DENSITIES = (0.5, 0.2, 0.1)
@@ -49,6 +51,20 @@ def _sequence(length: int) -> TokenLayout:
     return TokenLayout((1, 1, length))
 
 
+def _model(name: str, size: Size | None = None) -> Case:
+    """A model's call; at another size than its own, its height is a part of the name."""
+    preset = PRESETS[name]
+    height, width, frames = size or preset.size
+    what = f"{width}x{height}" + f"x{frames}" * (frames > 1)
+    return Case(
+        f"{name}-{height}" if size else name,
+        f"{preset.title}, {what}",
+        preset.layout(size),
+        preset.heads,
+        preset.head_dim,
+    )
+
+
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
@@ -57,12 +73,9 @@ CASES: dict[str, Case] = {
         Case("21x45x80", "grid 21x45x80", TokenLayout((21, 45, 80)), 8, 128, table=True),
         Case("l17664", "17,664 tokens, D64", _sequence(17664), 16, 64, video=False, table=True),
         Case("13x30x45", "grid 13x30x45, D64", TokenLayout((13, 30, 45)), 16, 64, table=True),
-        Case("wan-1.3b", "Wan 1.3B, 832x480x81", TokenLayout((21, 30, 52)), 12, 128),
-        Case("wan-14b", "Wan 14B, 1280x720x81", TokenLayout((21, 45, 80)), 40, 128),
-        Case("hunyuan", "HunyuanVideo, 1280x720x129", TokenLayout((33, 45, 80), 0, 256), 24, 128),
-        Case("cogvideox-5b", "CogVideoX-5B, 720x480x49", TokenLayout((13, 30, 45), 226), 48, 64),
-        Case("flux-1024", "Flux.1, 1024x1024", TokenLayout((1, 64, 64), 512), 24, 128),
-        Case("flux-4096", "Flux.1, 4096x4096", TokenLayout((1, 256, 256), 512), 24, 128),
+        *(_model(name) for name in ("wan-1.3b", "wan-14b", "hunyuan", "cogvideox-5b")),
+        _model("flux", Size(1024, 1024)),
+        _model("flux", Size(4096, 4096)),
     )
 }
 

@@ -93,7 +93,7 @@ def dense_result(rows: list[Row]) -> DenseResult:
 
 
 def _dense_rows(case: Case, inputs: Rotation, options: Options) -> Iterator[Row]:
-    base = _base_row("dense", case, "", options)
+    base = base_row("dense", case, "", options)
     kernels, missing = dense.present(options.device)
     for name, why in missing.items():
         yield replace(base, kernel=name, status=SKIPPED, note=why)
@@ -119,7 +119,7 @@ def _plan_rows(
     fa4: float | None = None
     q, k, v = inputs.sets[0]
     for backend in sorted(options.backends, key=lambda name: name != "fa4"):
-        row = replace(_base_row("sparse", case, backend, options), plan=kind, density=density)
+        row = replace(base_row("sparse", case, backend, options), plan=kind, density=density)
         if (reason := BACKENDS[backend].machine()) is not None:
             yield replace(row, status=SKIPPED, note=reason)
             continue
@@ -194,10 +194,7 @@ def _with_speed(row: Row, timing: Timing, case: Case, kept: float, launched: flo
     rate = dense_flops / timing.median_ms / 1e9
     return replace(
         row,
-        ms=timing.median_ms,
-        best_ms=timing.best_ms,
-        worst_ms=timing.worst_ms,
-        repeats=timing.repeats,
+        **timing.columns(),
         useful_tflops=rate * kept,
         launched_tflops=rate * launched,
     )
@@ -220,7 +217,8 @@ def _with_ratios(row: Row, found: DenseResult, fa4: float | None) -> Row:
     )
 
 
-def _base_row(what: str, case: Case, kernel: str, options: Options) -> Row:
+def base_row(what: str, case: Case, kernel: str, options: Options) -> Row:
+    """A row of a case before anything is measured."""
     return Row(
         what,
         case.name,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import platform
 import shlex
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import dit_accel
+from dit_accel.provenance import commit, installed, now
 
 KERNEL_PACKAGES = ("flash-attn", "flash_attn_3", "fa3-fwd", "flash-attn-4", "xformers")
 
@@ -57,26 +54,6 @@ def machine(device: torch.device) -> Machine:
         kernel_packages="; ".join(packages),
         dit_accel=dit_accel.__version__,
         commit=commit(),
-        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
+        date=now(),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-
-
-def installed(package: str) -> str:
-    """Version of an installed package, "" where it is not there."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def commit() -> str:
-    """Commit of the code: the variable COMMIT, else what git says of the checkout, else ""."""
-    if os.environ.get("COMMIT"):
-        return os.environ["COMMIT"]
-    folder = Path(dit_accel.__file__).resolve().parent.parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dit_accel.bench.cases import Case
-from dit_accel.breakeven import effort
+from dit_accel.engine.route import plan_effort
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.blocks import Blocks, BlockTable
@@ -150,7 +150,8 @@ def _made(
 ) -> Made:
     plan = pattern.build(layout, torch.device("cpu"), layout_kind=kind)
     launched = plan.launched_density("torch" if kind == "lengths" else "triton")
-    return Made(launched, plan.shape.block_q, effort(backend, device, plan) / plan.kept_density())
+    spent = plan_effort(backend, device, plan)
+    return Made(launched, plan.shape.block_q, spent / plan.kept_density())
 
 
 def layout_kinds_of(backend: str, device: torch.device) -> tuple[LayoutKind, ...]:

@@ -15,11 +15,11 @@ from dit_accel.bench.cases import check_densities
 from dit_accel.bench.machine import machine
 from dit_accel.bench.records import CsvLog, StepRow
 from dit_accel.bench.step import StepOptions, step_rows
-from dit_accel.bench.step_models import StepModel, pick_model
+from dit_accel.bench.step_models import fit, pick_model
 from dit_accel.engine.profile import Profile, load_profile
 from dit_accel.errors import unknown
 from dit_accel.kernels.backends import BACKENDS
-from dit_accel.pipelines.registry import ADAPTERS
+from dit_accel.pipelines.preset import Preset
 
 
 class FailedStep(RuntimeError):
@@ -59,7 +59,7 @@ def run_step(request: StepRequest, console: Console) -> list[StepRow]:
     profile failed.
     """
     model = pick_model(request.model)
-    size = model.fit(request.height, request.width, request.frames)
+    size = fit(model, request.height, request.width, request.frames)
     if request.backend is not None and request.backend not in BACKENDS:
         raise unknown("backend", request.backend, BACKENDS)
     options = StepOptions(
@@ -90,11 +90,10 @@ def run_step(request: StepRequest, console: Console) -> list[StepRow]:
     return rows
 
 
-def _profiles(model: StepModel, request: StepRequest) -> tuple[Profile, ...]:
+def _profiles(model: Preset, request: StepRequest) -> tuple[Profile, ...]:
     """The profiles by name, the family's `auto` where nothing is asked."""
-    family = next(a.family for a in ADAPTERS if model.transformer in a.transformers)
     names = request.profiles or (() if request.densities else ("auto",))
-    return tuple(replace(load_profile(name, family), name=name) for name in names)
+    return tuple(replace(load_profile(name, model.family), name=name) for name in names)
 
 
 def _dense(name: str | None) -> str | None:
@@ -106,7 +105,7 @@ def _dense(name: str | None) -> str | None:
     return name
 
 
-def _title(model: StepModel, row: StepRow) -> str:
+def _title(model: Preset, row: StepRow) -> str:
     layers = f"{row.layers} of {row.layers_of} layers" if row.layers != row.layers_of else ""
     parts = [
         f"{model.name} ({model.source}, random weights)",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dit_accel import api
 from dit_accel.bench.plans import sliding_tile
 from dit_accel.bench.records import StepRow
-from dit_accel.bench.step_models import Size, StepModel, build
+from dit_accel.bench.step_models import build, family_of, inputs
 from dit_accel.bench.step_parts import (
     DenseChoice,
     RunPosition,
@@ -28,12 +28,13 @@ from dit_accel.bench.step_parts import (
     dense_attention,
 )
 from dit_accel.bench.timing import Timing, measure_wall, synchronize
-from dit_accel.hosts.diffusers.session import DiffusersSession
+from dit_accel.engine.profile import Profile, Rule
 from dit_accel.errors import DitAccelError
+from dit_accel.hosts.diffusers.session import DiffusersSession
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.layout import TokenLayout
+from dit_accel.pipelines.preset import Preset, Size
 from dit_accel.pipelines.registry import adapter_for
-from dit_accel.engine.profile import Profile, Rule
 
 RUN_STEPS = 50
 """The timed forwards are consecutive steps from the middle of a run of that many, or more."""
@@ -96,13 +97,14 @@ class Bench:
         return timing, peak
 
 
-def step_rows(model: StepModel, size: Size, options: StepOptions) -> Iterator[StepRow]:
+def step_rows(model: Preset, size: Size, options: StepOptions) -> Iterator[StepRow]:
     """The dense step, then each profile's."""
     made = build(model, options.device, options.dtype, options.layers)
     bench = _ready(model, made, size, options)
     config: Any = made.config
     shape = (1, bench.layout.length, config.num_attention_heads, config.attention_head_dim)
-    choice = choose_dense(made, shape, options.dtype, options.device, model.masked, options.dense)
+    masked = family_of(model).masks != "none"
+    choice = choose_dense(made, shape, options.dtype, options.device, masked, options.dense)
     base = _base(model, size, bench, options, choice)
     with dense_attention(made, choice.name):
         attention, first = _dense_attention_ms(bench)
@@ -128,13 +130,11 @@ def step_rows(model: StepModel, size: Size, options: StepOptions) -> Iterator[St
                 yield replace(base, profile=profile.name, status="failed", note=note)
 
 
-def _ready(model: StepModel, made: nn.Module, size: Size, options: StepOptions) -> Bench:
-    inputs = model.inputs(model, made, size, options.device, options.dtype)
-    adapter = adapter_for(made)
-    assert adapter is not None
-    layout = adapter.layouts(made, inputs, {})["video"]
+def _ready(model: Preset, made: nn.Module, size: Size, options: StepOptions) -> Bench:
+    given = inputs(model, made, size, options.device, options.dtype)
+    layout = family_of(model).layouts(made, given, {})["video"]
     assert not isinstance(layout, str), layout
-    return Bench(made, inputs, layout, options, _position(options))
+    return Bench(made, given, layout, options, _position(options))
 
 
 def _position(options: StepOptions) -> RunPosition:
@@ -267,14 +267,14 @@ def _compile(model: Any, compiler: str) -> None:
 
 
 def _base(
-    model: StepModel, size: Size, bench: Bench, options: StepOptions, choice: DenseChoice
+    model: Preset, size: Size, bench: Bench, options: StepOptions, choice: DenseChoice
 ) -> StepRow:
     return StepRow(
         what="profile",
         model=model.name,
         mode="compiled" if options.compile else "eager",
         layers=sum(model.cut(options.layers).values()),
-        layers_of=sum(model.layers.values()),
+        layers_of=model.depth,
         height=size.height,
         width=size.width,
         frames=size.frames,
@@ -294,10 +294,7 @@ def _timed_row(
 ) -> StepRow:
     return replace(
         row,
-        ms=timing.median_ms,
-        best_ms=timing.best_ms,
-        worst_ms=timing.worst_ms,
-        repeats=timing.repeats,
+        **timing.columns(),
         first_ms=first,
         attention_ms=attention,
         self_attention_ms=own,

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,15 @@ class Timing:
     @classmethod
     def of(cls, times: Sequence[float]) -> Timing:
         return cls(statistics.median(times), min(times), max(times), len(times))
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a row of results."""
+        return {
+            "ms": self.median_ms,
+            "best_ms": self.best_ms,
+            "worst_ms": self.worst_ms,
+            "repeats": self.repeats,
+        }
 
 
 class Rotation:

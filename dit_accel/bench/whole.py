@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit_accel.bench import dense
 from dit_accel.bench.cases import Case, make_inputs
-from dit_accel.bench.kernels import Options, dense_result
+from dit_accel.bench.kernels import Options, base_row, dense_result
 from dit_accel.bench.plans import sliding_tile
 from dit_accel.bench.proof import expected_rows, prove
 from dit_accel.bench.records import OK, SKIPPED, WRONG, Row
@@ -37,11 +37,8 @@ def whole_calls(case: Case, dense_rows: list[Row], options: Options) -> Iterator
     q, k, v = make_inputs(case, options.dtype, options.device)
     fastest, fa3 = _dense_walls(q, k, v, dense_rows, options)
     for backend in options.backends:
-        row = Row(
-            "whole call", case.name, backend, "sliding_tile", density=WHOLE_DENSITY,
-            batch=1, heads=case.heads, tokens=case.layout.length, head_dim=case.head_dim,
-            dtype=str(options.dtype).removeprefix("torch."),
-        )  # fmt: skip
+        row = base_row("whole call", case, backend, options)
+        row = replace(row, plan="sliding_tile", density=WHOLE_DENSITY)
         pattern, kind = sliding_tile(
             case.layout, WHOLE_DENSITY, backend, options.device, options.tile
         )
@@ -69,10 +66,7 @@ def whole_calls(case: Case, dense_rows: list[Row], options: Options) -> Iterator
         lookup_ms = (time.perf_counter() - begin) / LOOKUPS * 1e3
         yield replace(
             row,
-            ms=timing.median_ms,
-            best_ms=timing.best_ms,
-            worst_ms=timing.worst_ms,
-            repeats=timing.repeats,
+            **timing.columns(),
             kept_density=plan.kept_density(),
             lookup_share=lookup_ms / timing.median_ms,
             fastest_dense=fastest[0],
@@ -113,11 +107,8 @@ def permutation(case: Case, copy_gbytes_per_s: float, options: Options) -> Row:
     pattern, _ = sliding_tile(case.layout, WHOLE_DENSITY, "triton", options.device, options.tile)
     plan = plan_for(case.layout, pattern, options.device, layout_kind="gather")
     index = block_order(plan.blocks.k, plan.shape.block_k)
-    row = Row(
-        "permutation", case.name, "q, k, v to block order", "sliding_tile", batch=1,
-        heads=case.heads, tokens=case.layout.length, head_dim=case.head_dim,
-        dtype=str(options.dtype).removeprefix("torch."),
-    )  # fmt: skip
+    row = base_row("permutation", case, "q, k, v to block order", options)
+    row = replace(row, plan="sliding_tile")
     real = index >= 0
     for before, after in zip(inputs, gather(inputs, index), strict=True):
         if not torch.equal(after[:, real], before[:, index[real].long()]) or after[:, ~real].any():
@@ -127,10 +118,7 @@ def permutation(case: Case, copy_gbytes_per_s: float, options: Options) -> Row:
     rate = moved / timing.median_ms / 1e6
     return replace(
         row,
-        ms=timing.median_ms,
-        best_ms=timing.best_ms,
-        worst_ms=timing.worst_ms,
-        repeats=timing.repeats,
+        **timing.columns(),
         gbytes_per_s=rate,
         over_copy=copy_gbytes_per_s / rate,
     )
@@ -143,8 +131,7 @@ def ceilings(options: Options, tiny: bool = False) -> Iterator[Row]:
     timing = measure(lambda: a @ b, options.device, options.repeats)
     dtype = str(options.dtype).removeprefix("torch.")
     yield Row(
-        "ceiling", "", f"matmul {size}^3", dtype=dtype, ms=timing.median_ms,
-        best_ms=timing.best_ms, worst_ms=timing.worst_ms, repeats=timing.repeats,
+        "ceiling", "", f"matmul {size}^3", dtype=dtype, **timing.columns(),
         useful_tflops=2 * size**3 / timing.median_ms / 1e9,
     )  # fmt: skip
     source = torch.zeros(
@@ -153,7 +140,6 @@ def ceilings(options: Options, tiny: bool = False) -> Iterator[Row]:
     target = torch.empty_like(source)
     timing = measure(lambda: target.copy_(source), options.device, options.repeats)
     yield Row(
-        "ceiling", "", "copy", ms=timing.median_ms, best_ms=timing.best_ms,
-        worst_ms=timing.worst_ms, repeats=timing.repeats,
+        "ceiling", "", "copy", **timing.columns(),
         gbytes_per_s=2 * source.nbytes / timing.median_ms / 1e6,
     )  # fmt: skip

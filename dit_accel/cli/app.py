@@ -43,6 +43,7 @@ def root(
 @app.command(no_args_is_help=True)
 @guarded
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to show.", show_default=False)],
     model: option.Pipeline = "demo",
     revision: option.Revision = None,
@@ -55,9 +56,7 @@ def generate(
     steps: option.Steps = None,
     guidance_scale: option.GuidanceScale = None,
     true_cfg_scale: option.TrueCfgScale = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Same seed, same video.", rich_help_panel=option.SAMPLING)
-    ] = 0,
+    seed: Annotated[int, option.sampling(min=0, help="Same seed, same video.")] = 0,
     profile: option.OneProfile = "auto",
     strict: option.Strict = False,
     dtype: option.DType = None,
@@ -66,17 +65,12 @@ def generate(
     debug: option.Debug = False,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--out",
-            help="x.mp4, x.gif, x.png or a folder. \\[default: named after the prompt]",
-            rich_help_panel=option.OUTPUT,
+        option.output(
+            "--out", help="x.mp4, x.gif, x.png or a folder. \\[default: named after the prompt]"
         ),
     ] = None,
     fps: option.Fps = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Write the report as JSON, too.", rich_help_panel=option.OUTPUT),
-    ] = None,
+    report: Annotated[Path | None, option.output(help="Write the report as JSON, too.")] = None,
 ) -> None:
     """Generate a video or an image, and report what ran sparse.
 
@@ -84,34 +78,7 @@ def generate(
     """
     from dit_accel.cli.generate import Request, run
 
-    call = {
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "true_cfg_scale": true_cfg_scale,
-        "negative_prompt": negative_prompt,
-    }
-    run(
-        Request(
-            prompt=prompt,
-            call=call,
-            model=model,
-            revision=revision,
-            variant=variant,
-            profile=profile,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            offload=offload,
-            image=image,
-            out=output,
-            fps=fps,
-            report=report,
-            strict=strict,
-        )
-    )
+    run(Request(**option.given(context)))
 
 
 @app.command()
@@ -141,9 +108,8 @@ def models() -> None:
 def doctor(
     model: Annotated[
         str | None,
-        typer.Option(
+        option.model(
             help="Also tell why a profile is not faster on this model; names as for plan.",
-            rich_help_panel=option.MODEL,
             show_default=False,
         ),
     ] = None,

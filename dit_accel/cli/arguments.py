@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dit_accel.cli.models import DEMO_DEFAULTS, Model
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import DEMO_DEFAULTS, Model
+from dit_accel.pipelines.registry import adapter_of
 
 OPTIONS = {
     "negative_prompt": "--negative-prompt",
@@ -21,8 +22,6 @@ OPTIONS = {
     "image": "--image",
 }
 """Arguments of a pipeline that have an option of their own."""
-FPS = {"wan": 16.0, "hunyuan_video": 24.0, "cogvideox": 8.0, "ltx_video": 24.0}
-"""Frames per second that a family's videos were trained with."""
 
 
 def accepted_by(pipeline_class: Any) -> Mapping[str, inspect.Parameter]:
@@ -45,7 +44,7 @@ def pipeline_call(
     """
     import diffusers
 
-    from dit_accel.cli.sizes import fit_sizes, skeleton
+    from dit_accel.models.sizes import fit_sizes, skeleton
 
     name = model.pipeline_name(with_image=image is not None)
     pipeline_class = getattr(diffusers, name, None)
@@ -54,7 +53,9 @@ def pipeline_call(
         raise DitAccelError(f"diffusers {version} has no {name}: install the latest diffusers")
     arguments = call_arguments(prompt, options, image, model, pipeline_class)
     arguments = fit_sizes(skeleton(model, pipeline_class), arguments, warn)
-    rate = fps or FPS.get(model.family, 16.0)
+    adapter = adapter_of(model.family)
+    assert adapter is not None, "find_model checks that the family is supported"
+    rate = fps or adapter.fps
     if "frame_rate" in accepted_by(pipeline_class):
         arguments["frame_rate"] = rate
     return pipeline_class, arguments, rate

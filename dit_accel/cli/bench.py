@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from dit_accel.cli import option
 from dit_accel.cli.console import guarded, out
 from dit_accel.errors import DitAccelError
+from dit_accel.pipelines.registry import PRESETS
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -19,12 +21,10 @@ bench = typer.Typer(
     help="Time attention kernels and whole denoising steps on this machine.",
 )
 
-WHAT = "What to measure"
+what = partial(typer.Option, rich_help_panel="What to measure")
+BUILT = [name for name, preset in PRESETS.items() if preset.config is not None]
 
-Csv = Annotated[
-    Path | None,
-    typer.Option("--out", help="CSV file, written row by row.", rich_help_panel=option.OUTPUT),
-]
+Csv = Annotated[Path | None, option.output("--out", help="CSV file, written row by row.")]
 
 
 @bench.command()
@@ -32,67 +32,33 @@ Csv = Annotated[
 def kernels(
     cases: Annotated[
         str | None,
-        typer.Option(
+        what(
             help="Shapes, separated by commas: wan-14b, hunyuan, 21x45x80, ... "
-            "\\[default: all; with --quick those that goals are set for]",
-            rich_help_panel=WHAT,
+            "\\[default: all; with --quick those that goals are set for]"
         ),
     ] = None,
     densities: Annotated[
         str | None,
-        typer.Option(
-            help="Shares of key blocks, separated by commas. \\[default: 1,0.5,0.2,0.1,0.05]",
-            rich_help_panel=WHAT,
-        ),
+        what(help="Shares of key blocks, separated by commas. \\[default: 1,0.5,0.2,0.1,0.05]"),
     ] = None,
     plans: Annotated[
-        str | None,
-        typer.Option(
-            help="random, gather64, sliding_tile, per_head. \\[default: all]",
-            rich_help_panel=WHAT,
-        ),
+        str | None, what(help="random, gather64, sliding_tile, per_head. \\[default: all]")
     ] = None,
     backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Whose kernels; may be given several times. \\[default: all]",
-            rich_help_panel=WHAT,
-        ),
+        list[str] | None, what(help="Whose kernels; may be given several times. \\[default: all]")
     ] = None,
-    heads: Annotated[
-        int | None, typer.Option(min=1, help="Heads of every case.", rich_help_panel=WHAT)
-    ] = None,
-    tile: Annotated[
-        str,
-        typer.Option(help="Tile of sliding_tile: auto or such as 2,8,8.", rich_help_panel=WHAT),
-    ] = "auto",
+    heads: Annotated[int | None, what(min=1, help="Heads of every case.")] = None,
+    tile: Annotated[str, what(help="Tile of sliding_tile: auto or such as 2,8,8.")] = "auto",
     quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help="Fewer cases, heads, densities and plans.", rich_help_panel=WHAT
-        ),
+        bool, what("--quick", help="Fewer cases, heads, densities and plans.")
     ] = False,
     tiny: Annotated[
-        bool,
-        typer.Option(
-            "--tiny", help="Cases cut down to what a CPU does in seconds.", rich_help_panel=WHAT
-        ),
+        bool, what("--tiny", help="Cases cut down to what a CPU does in seconds.")
     ] = False,
-    extras: Annotated[
-        bool,
-        typer.Option(help="Also whole calls and the machine's ceilings.", rich_help_panel=WHAT),
-    ] = True,
-    repeats: Annotated[
-        int,
-        typer.Option(min=3, help="Timed calls, of which the median.", rich_help_panel=option.RUN),
-    ] = 10,
+    extras: Annotated[bool, what(help="Also whole calls and the machine's ceilings.")] = True,
+    repeats: Annotated[int, option.run(min=3, help="Timed calls, of which the median.")] = 10,
     cold: Annotated[
-        bool,
-        typer.Option(
-            "--cold",
-            help="Compile every kernel anew, to time first calls.",
-            rich_help_panel=option.RUN,
-        ),
+        bool, option.run("--cold", help="Compile every kernel anew, to time first calls.")
     ] = False,
     dtype: option.DType = None,
     device: option.Device = None,
@@ -131,60 +97,37 @@ def kernels(
 @bench.command()
 @guarded
 def step(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="wan-1.3b, wan-14b, wan-5b, hunyuan, cogvideox-5b, flux, ltx; tiny-wan for a CPU.",
-            rich_help_panel=WHAT,
-        ),
-    ],
+    model: Annotated[str, what(help=f"{', '.join(BUILT)}; tiny-wan for a CPU.")],
     profile: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A profile's name or TOML file; may be given several times. \\[default: auto]",
-            rich_help_panel=WHAT,
-        ),
+        what(help="A profile's name or TOML file; may be given several times. \\[default: auto]"),
     ] = None,
     density: Annotated[
         list[float] | None,
-        typer.Option(
+        what(
             help="Also sliding_tile in every self-attention layer at about this launched "
-            "density; may be given several times.",
-            rich_help_panel=WHAT,
+            "density; may be given several times."
         ),
     ] = None,
     height: option.Height = None,
     width: option.Width = None,
     frames: option.Frames = None,
     layers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Build only about so many blocks, for small GPUs.",
-            rich_help_panel=option.RUN,
-        ),
+        int | None, option.run(min=1, help="Build only about so many blocks, for small GPUs.")
     ] = None,
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Compile the repeated blocks, for both.", rich_help_panel=option.RUN
-        ),
+        bool, option.run("--compile", help="Compile the repeated blocks, for both.")
     ] = False,
     dense: Annotated[
         str | None,
-        typer.Option(
-            help="Attention backend of diffusers for dense calls. \\[default: the fastest here]",
-            rich_help_panel=option.RUN,
+        option.run(
+            help="Attention backend of diffusers for dense calls. \\[default: the fastest here]"
         ),
     ] = None,
     backend: option.SparseBackend = None,
     repeats: Annotated[
         int | None,
-        typer.Option(
-            min=2,
-            help="Timed forwards. \\[default: 10, or 3 that take over 3 s]",
-            rich_help_panel=option.RUN,
-        ),
+        option.run(min=2, help="Timed forwards. \\[default: 10, or 3 that take over 3 s]"),
     ] = None,
     dtype: option.DType = None,
     device: option.Device = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,49 +10,42 @@ import typer
 
 from dit_accel.cli import option
 
-WHAT, ATTENTION = "What to compare", "Attention alone"
+what = partial(typer.Option, rich_help_panel="What to compare")
+alone = partial(typer.Option, rich_help_panel="Attention alone")
 
 
 def compare(
+    context: typer.Context,
     model: option.Pipeline = "demo",
     revision: option.Revision = None,
     variant: option.Variant = None,
     profiles: Annotated[
         str | None,
-        typer.Option(
+        what(
             help="Names, TOML files, and inline profiles such as sliding_tile:window=3,3,3 "
             "(whole numbers count tiles, decimals up to 1.0 are fractions). "
-            "\\[default: dense,auto]",
-            rich_help_panel=WHAT,
+            "\\[default: dense,auto]"
         ),
     ] = None,
     against: Annotated[
         str,
-        typer.Option(
+        what(
             help="Other projects' methods: diffusers-pab, diffusers-first-block, "
             "diffusers-fastercache, diffusers-taylorseer, diffusers-magcache, "
             "diffusers-seacache, cache-dit, flex, sage, or all; with their parameters: "
             "diffusers-first-block:threshold=0.1.",
-            rich_help_panel=WHAT,
             show_default=False,
         ),
     ] = "",
     prompts: Annotated[
-        str | None,
-        typer.Option(
-            help='A file with one a line, or "a prompt". \\[default: the demo\'s 24]',
-            rich_help_panel=WHAT,
-        ),
+        str | None, what(help='A file with one a line, or "a prompt". \\[default: the demo\'s 24]')
     ] = None,
-    seeds: Annotated[
-        str, typer.Option(help="Every prompt runs with each of them.", rich_help_panel=WHAT)
-    ] = "0",
+    seeds: Annotated[str, what(help="Every prompt runs with each of them.")] = "0",
     metrics: Annotated[
         str | None,
-        typer.Option(
+        what(
             help="psnr, ssim, lpips, flicker, adherence, vbench. "
-            "\\[default: all that need no program of their own]",
-            rich_help_panel=WHAT,
+            "\\[default: all that need no program of their own]"
         ),
     ] = None,
     height: option.Height = None,
@@ -64,77 +58,50 @@ def compare(
     image: option.Image = None,
     repeats: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Timed runs of every clip. \\[default: as many as make 3 pairs]",
-            rich_help_panel=option.RUN,
-        ),
+        option.run(min=1, help="Timed runs of every clip. \\[default: as many as make 3 pairs]"),
     ] = None,
     error_maps: Annotated[
         str,
-        typer.Option(
+        option.run(
             help="Measure the error of every attention call, untimed: on the first clip of a "
-            "profile, on all, or none.",
-            rich_help_panel=option.RUN,
+            "profile, on all, or none."
         ),
     ] = "first",
     no_breakeven: Annotated[
         bool,
-        typer.Option(
-            "--no-breakeven",
-            help="Run sparse even where that pays on larger sizes only.",
-            rich_help_panel=option.RUN,
-        ),
+        option.run("--no-breakeven", help="Run sparse even where that pays on larger sizes only."),
     ] = False,
     strict: option.Strict = False,
     backend: option.SparseBackend = None,
     keep_going: Annotated[
-        bool,
-        typer.Option(
-            "--keep-going", help="Record a clip that fails, and go on.", rich_help_panel=option.RUN
-        ),
+        bool, option.run("--keep-going", help="Record a clip that fails, and go on.")
     ] = False,
     dtype: option.DType = None,
     device: option.Device = None,
     offload: option.Offload = "none",
     debug: option.Debug = False,
-    output: Annotated[
-        Path, typer.Option("--out", help="Folder of the report.", rich_help_panel=option.OUTPUT)
-    ] = Path("report"),
+    output: Annotated[Path, option.output("--out", help="Folder of the report.")] = Path("report"),
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume",
-            help="Add to the results in the folder that another request left.",
-            rich_help_panel=option.OUTPUT,
+        option.output(
+            "--resume", help="Add to the results in the folder that another request left."
         ),
     ] = False,
     overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace the results in the folder.", rich_help_panel=option.OUTPUT
-        ),
+        bool, option.output("--overwrite", help="Replace the results in the folder.")
     ] = False,
     fps: option.Fps = None,
     attention: Annotated[
         bool,
-        typer.Option(
+        alone(
             "--attention",
             help="Tabulate the error of attention alone against density, for all patterns or "
             "those of --profiles, on q, k, v of a dense run.",
-            rich_help_panel=ATTENTION,
         ),
     ] = False,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Blocks to look at: 0,4,-1. \\[default: all]", rich_help_panel=ATTENTION),
-    ] = None,
+    layers: Annotated[str | None, alone(help="Blocks to look at: 0,4,-1. \\[default: all]")] = None,
     moments: Annotated[
-        str | None,
-        typer.Option(
-            help="Parts of the run to look at. \\[default: 0,0.25,0.5,0.75,1]",
-            rich_help_panel=ATTENTION,
-        ),
+        str | None, alone(help="Parts of the run to look at. \\[default: 0,0.25,0.5,0.75,1]")
     ] = None,
 ) -> None:
     """Compare profiles with dense, and with others: quality and time, clip by clip.
@@ -144,42 +111,7 @@ def compare(
 
     Example: [bold]dit-accel compare --profiles dense,balanced,fast --out report[/]
     """
-    from dit_accel.compare.job import Options, run, run_attention
+    from dit_accel.cli.compare_job import Options, run, run_attention
 
-    call = {
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "true_cfg_scale": true_cfg_scale,
-        "negative_prompt": negative_prompt,
-    }
-    options = Options(
-        model=model,
-        profiles=profiles,
-        prompts=prompts,
-        out=output,
-        call=call,
-        against=against,
-        seeds=seeds,
-        metrics=metrics,
-        revision=revision,
-        variant=variant,
-        image=image,
-        dtype=dtype,
-        device=device,
-        offload=offload,
-        backend=backend,
-        fps=fps,
-        repeats=repeats,
-        error_maps=error_maps,
-        breakeven=False if no_breakeven else None,
-        strict=strict,
-        keep_going=keep_going,
-        resume=resume,
-        overwrite=overwrite,
-        layers=layers,
-        moments=moments,
-    )
-    (run_attention if attention else run)(options)
+    options = option.given(context)
+    (run_attention if options.pop("attention") else run)(Options(**options))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from importlib import metadata
 
 from rich.table import Table
 
 import dit_accel
-from dit_accel.cli.models import demo_folder
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import demo_folder
+from dit_accel.provenance import installed
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "imageio-ffmpeg")
 NO_GPU = "none: torch is a build without CUDA"
@@ -40,10 +40,7 @@ def _versions() -> Iterator[tuple[str, str]]:
     yield "dit-accel", dit_accel.__version__
     yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}"
     for name in PACKAGES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield name, "not installed"
+        yield name, installed(name) or "not installed"
     try:
         yield "demo model", str(demo_folder())
     except DitAccelError:

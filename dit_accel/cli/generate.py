@@ -5,45 +5,29 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.text import Text
+from typing import Any
 
 import dit_accel
-from dit_accel.cli import runtime
-from dit_accel.cli.arguments import accepted_by, pipeline_call
-from dit_accel.cli.console import err, out, warn
-from dit_accel.cli.models import Model, find_model
+from dit_accel.cli.arguments import accepted_by
+from dit_accel.cli.console import out, warn
 from dit_accel.cli.progress import denoising_bar
+from dit_accel.cli.target import Asked, Target, find_target, load_target
 from dit_accel.errors import DitAccelError
 from dit_accel.video import check_output, check_writable, replacing, write_video
 
-if TYPE_CHECKING:
-    import torch
-
 
 @dataclass(frozen=True)
-class Request:
+class Request(Asked):
     """What the user asked for; `call` holds the pipeline's arguments that were given."""
 
     prompt: str
-    call: Mapping[str, Any]
-    model: str = "demo"
-    revision: str | None = None
-    variant: str | None = None
-    profile: str = "auto"
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    offload: str = "none"
-    image: Path | None = None
-    out: str | None = None
-    fps: float | None = None
-    report: Path | None = None
-    strict: bool = False
+    seed: int
+    profile: str
+    strict: bool
+    output: str | None
+    report: Path | None
 
 
 @dataclass(frozen=True)
@@ -51,14 +35,9 @@ class Job:
     """A request that was checked: nothing heavy has been done for it yet."""
 
     request: Request
-    model: Model
-    pipeline_class: Any
+    target: Target
     profile: Any
-    device: torch.device
-    dtype: torch.dtype
-    arguments: dict[str, Any]
     output: Path
-    fps: float
 
 
 def run(request: Request) -> None:
@@ -72,7 +51,7 @@ def run(request: Request) -> None:
         raise KeyboardInterrupt("nothing was written.") from None
     report = pipe.sparse_attention_report()
     try:
-        write_video(frames, job.output, job.fps)
+        write_video(frames, job.output, job.target.fps)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written.") from None
     out.print(str(report), markup=False, highlight=False, soft_wrap=True)
@@ -84,8 +63,8 @@ def run(request: Request) -> None:
 
 
 def _check_files(request: Request) -> None:
-    if request.out is not None:
-        check_output(request.out)
+    if request.output is not None:
+        check_output(request.output)
     if request.report is not None:
         if request.report.is_dir():
             raise DitAccelError(
@@ -98,22 +77,14 @@ def _check_files(request: Request) -> None:
 
 def prepare(request: Request) -> Job:
     """Check a request against the machine, the model and the profile, without loading weights."""
-    device = runtime.pick_device(request.device)
-    dtype = runtime.pick_dtype(request.dtype, device)
-    runtime.check_offload(request.offload, device)
-    with err.status(Text(f"Looking at {request.model}")):
-        runtime.quiet()
-        model = find_model(request.model, request.revision)
-        profile = dit_accel.load_profile(request.profile, family=model.family)
-        pipeline_class, arguments, fps = pipeline_call(
-            model, request.prompt, request.call, request.image, request.fps, warn
-        )
-    video = "num_frames" in accepted_by(pipeline_class)
-    output = Path(request.out or _default_name(request, video))
+    target = find_target(request, request.prompt)
+    profile = dit_accel.load_profile(request.profile, family=target.model.family)
+    video = "num_frames" in accepted_by(target.pipeline_class)
+    output = Path(request.output or _default_name(request, video))
     check_output(output)
     if request.report is not None and request.report.resolve() == output.resolve():
         raise DitAccelError(f"--out and --report are the same file {output}: give two names")
-    return Job(request, model, pipeline_class, profile, device, dtype, arguments, output, fps)
+    return Job(request, target, profile, output)
 
 
 def _default_name(request: Request, video: bool) -> str:
@@ -123,13 +94,12 @@ def _default_name(request: Request, video: bool) -> str:
 
 
 def _load(job: Job) -> Any:
-    request = job.request
-    with err.status(Text(f"Loading {job.model.source}")):
-        pipe = runtime.load(job.model, job.pipeline_class, job.dtype, request.variant)
-        if job.model.demo:
-            _check_words(pipe, request.prompt)
-        runtime.place(pipe, job.device, request.offload)
-        pipe.enable_sparse_attention(job.profile, strict=request.strict)
+    def check(pipe: Any) -> None:
+        if job.target.model.demo:
+            _check_words(pipe, job.request.prompt)
+
+    pipe = load_target(job.target, job.request, check)
+    pipe.enable_sparse_attention(job.profile, strict=job.request.strict)
     return pipe
 
 
@@ -149,26 +119,26 @@ def _denoise(job: Job, pipe: Any) -> tuple[Any, float]:
     import torch
 
     generator = torch.Generator("cpu").manual_seed(job.request.seed)
-    steps = job.arguments.get("num_inference_steps")
-    steps = steps or accepted_by(job.pipeline_class)["num_inference_steps"].default
+    steps = job.target.arguments.get("num_inference_steps")
+    steps = steps or accepted_by(job.target.pipeline_class)["num_inference_steps"].default
     begin = time.perf_counter()
     with denoising_bar(steps) as on_step:
-        accepted = "callback_on_step_end" in accepted_by(job.pipeline_class)
+        accepted = "callback_on_step_end" in accepted_by(job.target.pipeline_class)
         callback = {"callback_on_step_end": on_step} if accepted else {}
-        result = pipe(**job.arguments, generator=generator, output_type="pil", **callback)
+        result = pipe(**job.target.arguments, generator=generator, output_type="pil", **callback)
     frames = result.images if hasattr(result, "images") else result.frames[0]
     return frames, time.perf_counter() - begin
 
 
 def _write_report(path: Path, report: Any, job: Job) -> None:
     """The report and how to repeat the run, as JSON."""
-    arguments = {k: v for k, v in job.arguments.items() if isinstance(v, (str, int, float))}
+    arguments = {k: v for k, v in job.target.arguments.items() if isinstance(v, (str, int, float))}
     settings = {
-        "model": job.model.source,
-        "pipeline": job.pipeline_class.__name__,
+        "model": job.target.model.source,
+        "pipeline": job.target.pipeline_class.__name__,
         "seed": job.request.seed,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "device": str(job.device),
+        "dtype": str(job.target.dtype).removeprefix("torch."),
+        "device": str(job.target.device),
         "offload": job.request.offload,
         "output": str(job.output),
         **arguments,
@@ -195,6 +165,6 @@ def _say_if_dense(report: Any) -> None:
 
 def _described(job: Job, frames: Any) -> str:
     width, height = frames[0].size
-    if "num_frames" not in accepted_by(job.pipeline_class):
+    if "num_frames" not in accepted_by(job.target.pipeline_class):
         return f"{job.output} ({width}x{height})"
-    return f"{job.output} ({len(frames)} frames, {width}x{height}, {job.fps:g} fps)"
+    return f"{job.output} ({len(frames)} frames, {width}x{height}, {job.target.fps:g} fps)"

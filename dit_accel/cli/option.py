@@ -7,109 +7,71 @@ once.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 MODEL, SIZE, SAMPLING, RUN, OUTPUT = "Model", "Size", "Sampling", "How it runs", "Output"
 """Panels of the help, in every command alike."""
+model, size, sampling, run, output = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (MODEL, SIZE, SAMPLING, RUN, OUTPUT)
+)
+CALL = {
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "true_cfg_scale": "true_cfg_scale",
+    "negative_prompt": "negative_prompt",
+}
+"""Options that are arguments of a pipeline's call, by their names there."""
 
-Pipeline = Annotated[
-    str,
-    typer.Option(help="demo, a folder in diffusers' format or a Hub id.", rich_help_panel=MODEL),
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a Hub model.", rich_help_panel=MODEL)
-]
-Variant = Annotated[
-    str | None, typer.Option(help="Variant of the weights: fp16.", rich_help_panel=MODEL)
-]
 
-Height = Annotated[
-    int | None, typer.Option(min=1, help="Pixels. \\[default: the model's]", rich_help_panel=SIZE)
-]
-Width = Annotated[
-    int | None, typer.Option(min=1, help="Pixels. \\[default: the model's]", rich_help_panel=SIZE)
-]
-Frames = Annotated[
-    int | None,
-    typer.Option(min=1, help="Frames of a video. \\[default: the model's]", rich_help_panel=SIZE),
-]
+def given(context: typer.Context) -> dict[str, Any]:
+    """The options of a command that calls a pipeline, the arguments of that as `call`."""
+    options = {name: value for name, value in context.params.items() if name != "debug"}
+    call = {argument: options.pop(name) for name, argument in CALL.items()}
+    return {**options, "call": call}
 
-Steps = Annotated[
-    int | None,
-    typer.Option(min=1, help="Denoising steps. \\[default: the model's]", rich_help_panel=SAMPLING),
-]
-GuidanceScale = Annotated[
-    float | None, typer.Option(help="How closely to follow the prompt.", rich_help_panel=SAMPLING)
-]
+
+Pipeline = Annotated[str, model(help="demo, a folder in diffusers' format or a Hub id.")]
+Revision = Annotated[str | None, model(help="Branch, tag or commit of a Hub model.")]
+Variant = Annotated[str | None, model(help="Variant of the weights: fp16.")]
+
+Height = Annotated[int | None, size(min=1, help="Pixels. \\[default: the model's]")]
+Width = Annotated[int | None, size(min=1, help="Pixels. \\[default: the model's]")]
+Frames = Annotated[int | None, size(min=1, help="Frames of a video. \\[default: the model's]")]
+
+Steps = Annotated[int | None, sampling(min=1, help="Denoising steps. \\[default: the model's]")]
+GuidanceScale = Annotated[float | None, sampling(help="How closely to follow the prompt.")]
 TrueCfgScale = Annotated[
-    float | None,
-    typer.Option(
-        help="Guidance against the negative prompt, for distilled models.",
-        rich_help_panel=SAMPLING,
-    ),
+    float | None, sampling(help="Guidance against the negative prompt, for distilled models.")
 ]
-NegativePrompt = Annotated[
-    str | None, typer.Option(help="What not to show.", rich_help_panel=SAMPLING)
-]
-Image = Annotated[
-    Path | None,
-    typer.Option(help="First frame, for image-to-video models.", rich_help_panel=SAMPLING),
-]
+NegativePrompt = Annotated[str | None, sampling(help="What not to show.")]
+Image = Annotated[Path | None, sampling(help="First frame, for image-to-video models.")]
 
 OneProfile = Annotated[
-    str,
-    typer.Option(
-        help="auto, dense, a name from `dit-accel profiles`, or a TOML file.", rich_help_panel=RUN
-    ),
+    str, run(help="auto, dense, a name from `dit-accel profiles`, or a TOML file.")
 ]
 Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Fail where attention that a profile plans sparse would run dense.",
-        rich_help_panel=RUN,
-    ),
+    bool, run("--strict", help="Fail where attention that a profile plans sparse would run dense.")
 ]
-SparseBackend = Annotated[
-    str | None,
-    typer.Option(help="Whose sparse kernels. \\[default: the best]", rich_help_panel=RUN),
-]
+SparseBackend = Annotated[str | None, run(help="Whose sparse kernels. \\[default: the best]")]
 Gpu = Annotated[
     str | None,
-    typer.Option(
+    run(
         help="Such as h100: one with a table of measured costs. \\[default: the one in this "
-        "machine]",
-        rich_help_panel=RUN,
+        "machine]"
     ),
 ]
 DType = Annotated[
-    str | None,
-    typer.Option(
-        help="bf16, fp16 or fp32. \\[default: bf16 on a GPU, fp32 on a CPU]", rich_help_panel=RUN
-    ),
+    str | None, run(help="bf16, fp16 or fp32. \\[default: bf16 on a GPU, fp32 on a CPU]")
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="cuda, cuda:1, cpu. \\[default: the GPU if there is one]", rich_help_panel=RUN
-    ),
-]
-Offload = Annotated[
-    str,
-    typer.Option(
-        help="none, model, sequential or group: what waits in CPU memory.", rich_help_panel=RUN
-    ),
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=RUN)
-]
+Device = Annotated[str | None, run(help="cuda, cuda:1, cpu. \\[default: the GPU if there is one]")]
+Offload = Annotated[str, run(help="none, model, sequential or group: what waits in CPU memory.")]
+Debug = Annotated[bool, run("--debug", help="Show the traceback of an error.")]
 
-Fps = Annotated[
-    float | None,
-    typer.Option(
-        min=0.1, help="Frames per second. \\[default: the model's]", rich_help_panel=OUTPUT
-    ),
-]
+Fps = Annotated[float | None, output(min=0.1, help="Frames per second. \\[default: the model's]")]

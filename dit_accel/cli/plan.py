@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +12,16 @@ import typer
 from dit_accel.cli import option
 from dit_accel.cli.console import out
 from dit_accel.errors import DitAccelError
+from dit_accel.pipelines.registry import PRESETS
 
-PATTERN = "Pattern"
+of_pattern = partial(typer.Option, rich_help_panel="Pattern")
 
 
 def plan(
     model: Annotated[
         str,
-        typer.Option(
-            help="wan-14b, wan-1.3b, wan-5b, hunyuan, cogvideox-5b, cogvideox-2b, ltx, flux, "
-            "mochi, demo, a folder in diffusers' format or a Hub id.",
-            rich_help_panel=option.MODEL,
+        option.model(
+            help=f"{', '.join(PRESETS)}, demo, a folder in diffusers' format or a Hub id."
         ),
     ] = "wan-14b",
     height: option.Height = None,
@@ -29,48 +29,30 @@ def plan(
     frames: option.Frames = None,
     pattern: Annotated[
         str,
-        typer.Option(
-            help="Name of a pattern, with parameters as in radial:decay=0.2,exact=true.",
-            rich_help_panel=PATTERN,
-        ),
+        of_pattern(help="Name of a pattern, with parameters as in radial:decay=0.2,exact=true."),
     ] = "sliding_tile",
     window: Annotated[
         str | None,
-        typer.Option(
+        of_pattern(
             help="t,h,w: whole numbers count tiles, decimals up to 1.0 are fractions of an axis; "
             "with a unit: tokens=9,15,24.",
-            rich_help_panel=PATTERN,
             show_default=False,
         ),
     ] = None,
-    tile: Annotated[
-        str, typer.Option(help="t,h,w in tokens; auto is the best one.", rich_help_panel=PATTERN)
-    ] = "auto",
+    tile: Annotated[str, of_pattern(help="t,h,w in tokens; auto is the best one.")] = "auto",
     gpu: option.Gpu = None,
     backend: Annotated[
-        str | None,
-        typer.Option(
-            help="hopper, triton or torch. \\[default: the fastest there]",
-            rich_help_panel=option.RUN,
-        ),
+        str | None, option.run(help="hopper, triton or torch. \\[default: the fastest there]")
     ] = None,
     debug: option.Debug = False,
     picture: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", help="Draw the pattern into this PNG.", rich_help_panel=option.OUTPUT
-        ),
+        Path | None, option.output("--out", help="Draw the pattern into this PNG.")
     ] = None,
     query: Annotated[
         str | None,
-        typer.Option(
-            help="t,h,w in tokens of the query to draw. \\[default: the middle]",
-            rich_help_panel=option.OUTPUT,
-        ),
+        option.output(help="t,h,w in tokens of the query to draw. \\[default: the middle]"),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON.", rich_help_panel=option.OUTPUT)
-    ] = False,
+    as_json: Annotated[bool, option.output("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what a pattern will cost on a model, and draw it, before anything runs.
 

@@ -6,8 +6,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.models import Model
 from dit_accel.errors import DitAccelError, unknown
+from dit_accel.models.find import Model
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
-from dit_accel.cli.models import demo_folder
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import demo_folder
 
 OTHER_SCENES = ("pillar", "pans", " and ")
 """Words of scenes that the checker is not made for: it judges one object, camera still."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import dit_accel
 from dit_accel.compare.results import Environment
+from dit_accel.provenance import commit, installed, now
 
 
 def environment(command: str, device: torch.device) -> Environment:
@@ -20,7 +18,6 @@ def environment(command: str, device: torch.device) -> Environment:
 
     command: what to type to do it again.
     """
-    now = datetime.datetime.now(datetime.timezone.utc)
     return Environment(
         command=command,
         commit=commit(),
@@ -28,24 +25,12 @@ def environment(command: str, device: torch.device) -> Environment:
         cpu=_cpu(),
         threads=f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         torch=torch.__version__,
-        triton=_version("triton"),
-        diffusers=_version("diffusers"),
+        triton=installed("triton"),
+        diffusers=installed("diffusers"),
         dit_accel=dit_accel.__version__,
         dense_kernel=dense_kernel(device),
-        date=now.strftime("%Y-%m-%d %H:%M UTC"),
+        date=f"{now()} UTC",
     )
-
-
-def commit() -> str:
-    """The checkout's commit (`-dirty` with changes), or $COMMIT where there is no git, else ""."""
-    folder = Path(dit_accel.__file__).resolve().parent.parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"]
-    command += ["--exclude", "*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return os.environ.get("COMMIT", "")
-    return done.stdout.strip() or os.environ.get("COMMIT", "")
 
 
 def device_name(device: torch.device) -> str:
@@ -79,10 +64,3 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""

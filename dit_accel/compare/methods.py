@@ -17,9 +17,9 @@ from dit_accel.compare.specs import Spec, load_spec, parameters_of
 from dit_accel.compare.timing import device_of
 from dit_accel.engine.call import Site
 from dit_accel.engine.ledger import Tally
+from dit_accel.engine.profile import Profile
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.hosts.diffusers.session import DiffusersSession
-from dit_accel.engine.profile import Profile
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from dit_accel.compare.page_words import (
     AGAINST_DENSE,
     Dense,
     anchor,
-    dense_clips,
     measured,
     metric_digits,
     speedup,
     title_of,
     with_unit,
 )
-from dit_accel.compare.results import DENSE, Clip, Results, Row
+from dit_accel.compare.results import DENSE, Clip, Results, Row, dense_clips
 from dit_accel.compare.store import HEAT_LEVELS
 
 DIFFERENCE_TEXT = f"black: the same; brightest: {HEAT_LEVELS} of 255 levels apart, or more"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from dit_accel.compare import charts
 from dit_accel.compare.numbers import plural
-from dit_accel.compare.page_words import done
-from dit_accel.compare.results import DENSE, Clip, ProfileInfo, Results, Spread, outcomes
+from dit_accel.compare.results import DENSE, Clip, ProfileInfo, Results, Spread, done, outcomes
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,24 @@ from dit_accel.compare.page_words import (
     EXPLAINED,
     Dense,
     anchor,
-    dense_clips,
-    done,
     measured,
     metric_digits,
     speedup,
     title_of,
     with_unit,
 )
-from dit_accel.compare.results import DENSE, IDENTICAL, Clip, Metric, Results, Row, Spread, worst
+from dit_accel.compare.results import (
+    DENSE,
+    IDENTICAL,
+    Clip,
+    Metric,
+    Results,
+    Row,
+    Spread,
+    dense_clips,
+    done,
+    worst,
+)
 from dit_accel.compare.tables import why_dense
 
 TOWARDS = {"higher": "higher is better", "lower": "lower is better"}

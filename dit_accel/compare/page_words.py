@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dit_accel.compare.numbers import decimals, number
-from dit_accel.compare.results import DENSE, Clip, Metric, Results, Spread
+from dit_accel.compare.results import Clip, Metric, Results, Spread, ratios
 
 TITLES = {
     "psnr": "PSNR",
@@ -56,19 +56,7 @@ def anchor(prompt_id: int, seed: int) -> str:
     return f"clip-{prompt_id}-{seed}"
 
 
-def done(results: Results, profile: str) -> list[Clip]:
-    """The profile's finished clips."""
-    return [c for c in results.clips if c.profile == profile and c.status == "done"]
-
-
-def dense_clips(results: Results) -> Dense:
-    return {(clip.prompt_id, clip.seed): clip for clip in done(results, DENSE)}
-
-
 def speedup(dense: Dense, clip: Clip) -> Spread | None:
     """Dense denoising time over this clip's, over the repeats that ran side by side."""
     pair = dense.get((clip.prompt_id, clip.seed))
-    if pair is None:
-        return None
-    times = zip(pair.denoise_s, clip.denoise_s, strict=False)
-    return Spread.of(before / after for before, after in times if after > 0)
+    return None if pair is None else Spread.of(ratios(pair, clip))

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -223,7 +223,7 @@ class Row:
 
 def summarise(results: Results) -> list[Row]:
     """One row per profile, in the profiles' order."""
-    dense = {(c.prompt_id, c.seed): c for c in _done(results.clips, DENSE)}
+    dense = dense_clips(results)
     return [_row(info, results, dense) for info in results.profiles]
 
 
@@ -232,12 +232,23 @@ def worst(spread: Spread, metric: Metric) -> float:
     return spread.low if metric.better == "higher" else spread.high
 
 
-def _done(clips: Sequence[Clip], profile: str) -> list[Clip]:
-    return [clip for clip in clips if clip.profile == profile and clip.status == "done"]
+def done(results: Results, profile: str) -> list[Clip]:
+    """The profile's finished clips."""
+    return [c for c in results.clips if c.profile == profile and c.status == "done"]
+
+
+def dense_clips(results: Results) -> dict[tuple[int, int], Clip]:
+    """The finished dense clips by prompt and seed."""
+    return {(clip.prompt_id, clip.seed): clip for clip in done(results, DENSE)}
+
+
+def ratios(dense: Clip, other: Clip) -> list[float]:
+    """Denoising time of dense over another clip's, over the repeats that ran side by side."""
+    return [a / b for a, b in zip(dense.denoise_s, other.denoise_s, strict=False) if b > 0]
 
 
 def _row(info: ProfileInfo, results: Results, dense: dict[tuple[int, int], Clip]) -> Row:
-    clips = _done(results.clips, info.name)
+    clips = done(results, info.name)
     pairs = [(dense[key], c) for c in clips if (key := (c.prompt_id, c.seed)) in dense]
     failed = [c for c in results.clips if c.profile == info.name and c.status == "failed"]
     calls = outcomes(clip.calls for clip in clips)
@@ -249,7 +260,7 @@ def _row(info: ProfileInfo, results: Results, dense: dict[tuple[int, int], Clip]
         skipped=info.skipped,
         clips=len(clips),
         failed=len(failed),
-        speedup=Spread.of(ratio for a, b in pairs for ratio in _ratios(a.denoise_s, b.denoise_s)),
+        speedup=Spread.of(ratio for pair in pairs for ratio in ratios(*pair)),
         attention_speedup=Spread.of(_ratio(a.attention_s, b.attention_s) for a, b in pairs),
         denoise_s=Spread.of(time for clip in clips for time in clip.denoise_s),
         attention_s=Spread.of(clip.attention_s for clip in clips),
@@ -268,11 +279,6 @@ def outcomes(calls: Iterable[dict[str, int]]) -> dict[str, int]:
     for each in calls:
         total.update(each)
     return {outcome: count for outcome, count in total.most_common() if count}
-
-
-def _ratios(dense: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Ratios of repeats that ran one after the other."""
-    return [a / b for a, b in zip(dense, other, strict=False) if b > 0]
 
 
 def _ratio(dense: float | None, other: float | None) -> float | None:

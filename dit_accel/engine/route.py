@@ -19,6 +19,7 @@ from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.geometry.blocks import blocks_of
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns.base import Pattern, kind_for
+from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.plan import BlockPlan, Shape
 from dit_accel.kernels.selectors.base import Context, Selector
 from dit_accel.layout import TokenLayout
@@ -140,30 +141,39 @@ def make_route(
     if wanted is not None or other == form:
         return route
     rival = _route(layout, compute, call, wanted, other)
-    return min((route, rival), key=lambda each: effort_of(each, call[0]))
+    return min((route, rival), key=lambda each: _effort(each, call[0]))
 
 
-def effort_of(route: Route, query: Tensor) -> float:
-    """A route's time over dense, overhead aside: to compare ways to run one call."""
+def plan_effort(backend: str, device_type: str, plan: BlockPlan) -> float:
+    """A plan's time over dense, overhead aside: to compare plans (see `costs.effort`)."""
+    whole = None
+    if not plan.shape.kinds.partial:
+        whole = plan.counts.whole / max(1, plan.counts.entries)
+    return effort(
+        backend,
+        device_type,
+        plan.launched_density(backend),
+        tokens=plan.blocks.q_length,
+        moved=BACKENDS[backend].moves(plan.shape),
+        whole=whole,
+        beside_text=plan.shape.mixed,
+    )
+
+
+def _effort(route: Route, query: Tensor) -> float:
+    """Likewise of a route; a selector has no favourites among whole and short blocks."""
+    if route.plan is not None:
+        return plan_effort(route.backend, query.device.type, route.plan)
+    lengths = route.blocks.k.lengths
     return effort(
         route.backend,
         query.device.type,
         route.launched,
         tokens=query.shape[1],
         moved=BACKENDS[route.backend].moves(route.shape),
-        whole=_whole_share(route),
+        whole=float((lengths == route.blocks.block_k).float().mean()),
         beside_text=route.shape.mixed,
     )
-
-
-def _whole_share(route: Route) -> float | None:
-    """Of the visits without a token rule, the share that goes to whole blocks; None under one."""
-    if route.shape.kinds.partial:
-        return None
-    if route.plan is None:  # a selector has no favourites
-        return float((route.blocks.k.lengths == route.blocks.block_k).float().mean())
-    counts = route.plan.counts
-    return counts.whole / max(1, counts.whole + counts.short)
 
 
 def _route(
@@ -195,7 +205,7 @@ def _route(
         parameters=compute.describe(),
         backend=backend,
         blocks=video,
-        cut="blocks" if plan is not None and compute.by_head else compute.tiling(layout, form).words,
+        cut="blocks" if isinstance(compute, PerHead) else compute.tiling(layout, form).words,
         waste=None if "lengths" in BACKENDS[backend].forms else waste,
         launched_density=launched,
     )

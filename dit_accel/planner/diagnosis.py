@@ -7,15 +7,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit_accel.errors import DitAccelError
-from dit_accel.kernels.patterns import Pattern
-from dit_accel.pipelines.registry import ADAPTERS
-from dit_accel.planner.costs import cost_table, no_table
-from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
-from dit_accel.planner.models import Subject, subject
+from dit_accel.costs.files import no_table
+from dit_accel.costs.table import cost_table
 from dit_accel.engine.call import Site
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile
+from dit_accel.errors import DitAccelError
+from dit_accel.kernels.patterns import Pattern
+from dit_accel.pipelines.registry import adapter_of
+from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
+from dit_accel.planner.models import Subject, subject
 
 STEPS = 50
 WORTH = 0.03
@@ -91,7 +92,7 @@ def diagnose(
     if gpu is not None and cost_table(gpu) is None:
         raise no_table(gpu)
     what = subject(model, height, width, frames)
-    family = what.family if any(a.family == what.family for a in ADAPTERS) else None
+    family = what.family if adapter_of(what.family) else None
     chosen = load_profile(profile, family)
     shares = _shares(what, chosen, steps)
     forecasts = {
@@ -118,7 +119,7 @@ def diagnose(
 
 def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None, float]:
     """Part of the self-attention calls of a run that each pattern serves; None is dense."""
-    adapter = next((a for a in ADAPTERS if a.family == what.family), None)
+    adapter = adapter_of(what.family)
     block, name = "blocks", "attn1"
     if adapter is not None:
         site = next(site for site in adapter.sites if site.kind == "self")

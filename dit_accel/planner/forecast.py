@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from dit_accel.costs.files import known_gpus, no_table, this_gpu
+from dit_accel.costs.table import CostTable, cost_table
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.blocks import block_tokens
@@ -23,8 +25,8 @@ from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.patterns.composite import parse_pattern
 from dit_accel.kernels.plan import BlockPlan, plan_of
 from dit_accel.layout import TokenLayout
-from dit_accel.planner.costs import CostTable, cost_table, known_gpus, no_table, this_gpu
 from dit_accel.planner.models import Subject, subject
+from dit_accel.planner.work import sparse_ms
 
 SAMPLED, QUERIES = 96, 3
 """Query blocks, and queries of each, whose masked pairs are counted."""
@@ -141,7 +143,7 @@ def plan(
     """What a pattern would do to a model's self-attention at a size.
 
     Args:
-        model: "wan-14b" and the like (see `planner.models.KNOWN`), a folder in diffusers' format, a
+        model: "wan-14b" and the like (see `pipelines.registry`), a folder in diffusers' format, a
             Hub id, or "demo".
         height, width, frames: in pixels; the model's usual ones unless given.
         pattern: a pattern, a table such as {"compute": "radial", "decay": 0.3}, or the name of one
@@ -208,7 +210,7 @@ def _price(
     if table is None or option.backend not in table.backends:
         return None
     moved = moves_tokens(option.backend, made)
-    return table.sparse_ms(made, option.backend, 1, what.heads, what.head_dim, moved=moved)
+    return sparse_ms(table, made, option.backend, 1, what.heads, what.head_dim, moved=moved)
 
 
 def _forecast(

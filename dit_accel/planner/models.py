@@ -1,4 +1,4 @@
-"""Which attention call is planned: known models by name, and any pipeline's own configuration."""
+"""Which attention call is planned: a model by its name, or any pipeline's own configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 from dit_accel.errors import DitAccelError, whole_number
 from dit_accel.layout import TokenLayout
-from dit_accel.pipelines.registry import ADAPTERS
+from dit_accel.models.find import DEMO_DEFAULTS, find_model
+from dit_accel.models.sizes import fit_sizes, skeleton
+from dit_accel.pipelines.preset import Preset, Size
+from dit_accel.pipelines.registry import ALIASES, PRESETS, adapter_of
 
 MOST_TOKENS = 1_000_000
 """Tokens of a call up to which plans are made: in 5 to 40 s then, and at most 2.6 GB."""
@@ -50,65 +53,6 @@ class Subject:
         return 4.0 * self.width * self.layout.length**2
 
 
-@dataclass(frozen=True)
-class Known:
-    """A model by name.
-
-    mlp: channels inside the feed-forward part. cross: whether blocks also attend to the text.
-    text: tokens before and after the video. scales: (frames, pixels) that a token spans. size:
-    (height, width, frames) where none is asked for.
-    """
-
-    title: str
-    heads: int
-    head_dim: int
-    layers: int
-    mlp: int
-    cross: bool
-    text: tuple[int, int]
-    scales: tuple[int, int]
-    size: tuple[int, int, int]
-    family: str
-    forwards: int = 2
-
-    @property
-    def token_weights(self) -> float:
-        """Query, key, value and output; query and output of cross-attention; feed-forward."""
-        width = self.heads * self.head_dim
-        return self.layers * ((6 if self.cross else 4) * width**2 + 2 * width * self.mlp)
-
-
-KNOWN: dict[str, Known] = {
-    "wan-1.3b": Known(
-        "Wan 2.1 1.3B", 12, 128, 30, 8960, True, (0, 0), (4, 16), (480, 832, 81), "wan"
-    ),
-    "wan-14b": Known("Wan 2.1 14B, Wan 2.2 A14B", 40, 128, 40, 13824, True, (0, 0), (4, 16),
-                     (720, 1280, 81), "wan"),
-    "wan-5b": Known("Wan 2.2 TI2V 5B", 24, 128, 30, 14336, True, (0, 0), (4, 32),
-                    (704, 1280, 121), "wan"),
-    "hunyuan": Known("HunyuanVideo", 24, 128, 60, 12288, False, (0, 256), (4, 16),
-                     (720, 1280, 129), "hunyuan_video", forwards=1),
-    "cogvideox-2b": Known("CogVideoX 2B", 30, 64, 30, 7680, False, (226, 0), (4, 16),
-                          (480, 720, 49), "cogvideox"),
-    "cogvideox-5b": Known("CogVideoX 5B", 48, 64, 42, 12288, False, (226, 0), (4, 16),
-                          (480, 720, 49), "cogvideox"),
-    "ltx": Known("LTX-Video 2B", 32, 64, 28, 8192, True, (0, 0), (8, 32), (512, 704, 161),
-                  "ltx_video"),
-    "flux": Known("Flux.1", 24, 128, 57, 12288, False, (512, 0), (1, 16), (1024, 1024, 1),
-                  "flux", forwards=1),
-    "mochi": Known("Mochi 1", 24, 128, 48, 12288, False, (0, 256), (6, 16), (480, 848, 163),
-                    "mochi"),
-}  # fmt: skip
-ALIASES = {
-    "hunyuan-video": "hunyuan",
-    "hunyuan_video": "hunyuan",
-    "ltx-video": "ltx",
-    "flux-dev": "flux",
-    "cogvideox": "cogvideox-5b",
-    "wan": "wan-14b",
-}
-
-
 def subject(
     model: str | PathLike[str],
     height: int | None = None,
@@ -131,32 +75,31 @@ def subject(
         None if size is None else whole_number(side, size, 1) for side, size in sizes.items()
     )
     name = ALIASES.get(model, model)
-    if name in KNOWN:
-        return _known(name, KNOWN[name], height, width, frames)
+    if name in PRESETS:
+        return _preset(PRESETS[name], height, width, frames)
     if "/" not in model and not Path(model).exists() and model != "demo":
         close = _close_model(model)
         if close or not Path(model).suffix:
             hint = f" Did you mean {close!r}?" if close else ""
             raise DitAccelError(
-                f"unknown model {model!r}.{hint} Known: {', '.join([*KNOWN, 'demo'])}, a folder in "
-                "diffusers' format, or a Hub id written owner/name."
+                f"unknown model {model!r}.{hint} Known: {', '.join([*PRESETS, 'demo'])}, a folder "
+                "in diffusers' format, or a Hub id written owner/name."
             )
     return _configured(model, height, width, frames)
 
 
 def _close_model(model: str) -> str | None:
     """The known name that is nearly this one: a few letters in common are not enough."""
-    found = difflib.get_close_matches(model.lower(), [*KNOWN, *ALIASES, "demo"], n=1, cutoff=0.7)
+    found = difflib.get_close_matches(model.lower(), [*PRESETS, *ALIASES, "demo"], n=1, cutoff=0.7)
     return found[0] if found else None
 
 
-def _known(
-    name: str, known: Known, height: int | None, width: int | None, frames: int | None
-) -> Subject:
-    _check_frames(name, frames, images=known.size[2] == 1)
-    per_frame, per_pixel = known.scales
+def _preset(preset: Preset, height: int | None, width: int | None, frames: int | None) -> Subject:
+    name, usual = preset.name, preset.size
+    _check_frames(name, frames, images=usual.frames == 1)
+    per_frame, per_pixel = preset.scales
     notes: list[str] = []
-    sizes = {"height": height or known.size[0], "width": width or known.size[1]}
+    sizes = {"height": height or usual.height, "width": width or usual.width}
     for side, pixels in sizes.items():
         if pixels % per_pixel and pixels > per_pixel:
             sizes[side] = pixels // per_pixel * per_pixel
@@ -164,24 +107,28 @@ def _known(
                 f"{name} has tokens of {per_pixel} pixels: a {side} of {pixels} becomes "
                 f"{sizes[side]}."
             )
-    high, wide = sizes["height"], sizes["width"]
-    asked = frames or known.size[2]
+    asked = frames or usual.frames
     long = (asked - 1 + per_frame // 2) // per_frame * per_frame + 1
     if long != asked:
         notes.append(f"{name} makes {per_frame}n+1 frames: {asked} becomes {long}.")
-    grid = (long - 1) // per_frame + 1, high // per_pixel, wide // per_pixel
+    size = Size(sizes["height"], sizes["width"], long)
     return Subject(
         name,
-        _layout(grid, known.text, (long, high, wide)),
-        known.heads,
-        known.head_dim,
-        known.layers,
-        known.forwards,
-        known.token_weights,
-        f"{wide}x{high}, {long} frames" if long > 1 else f"{wide}x{high}",
-        known.family,
+        _layout(preset.grid(size), preset.text, size),
+        preset.heads,
+        preset.head_dim,
+        preset.depth,
+        preset.forwards,
+        preset.token_weights,
+        _size_text(size),
+        preset.family,
         tuple(notes),
     )
+
+
+def _size_text(size: Size) -> str:
+    frames = f", {size.frames} frames" if size.frames > 1 else ""
+    return f"{size.width}x{size.height}{frames}"
 
 
 def _check_frames(model: str, frames: int | None, *, images: bool) -> None:
@@ -192,11 +139,9 @@ def _check_frames(model: str, frames: int | None, *, images: bool) -> None:
         )
 
 
-def _layout(
-    grid: tuple[int, int, int], text: tuple[int, int], sizes: tuple[int, int, int]
-) -> TokenLayout:
-    """sizes: frames, height and width that the grid is of."""
-    long, high, wide = sizes
+def _layout(grid: tuple[int, int, int], text: tuple[int, int], size: Size) -> TokenLayout:
+    """size: what the grid is of."""
+    high, wide, long = size
     if min(grid) < 1:
         raise DitAccelError(f"height, width, frames: {wide}x{high}x{long} is smaller than a token.")
     tokens = math.prod(grid) + sum(text)
@@ -228,11 +173,9 @@ def _configured(model: str, height: int | None, width: int | None, frames: int |
     """From the configuration of a pipeline, its transformer made without weights."""
     import diffusers
 
-    from dit_accel.cli.models import DEMO_DEFAULTS, find_model
-    from dit_accel.cli.sizes import fit_sizes, skeleton
-
     found = find_model(model)
-    adapter = next(a for a in ADAPTERS if a.family == found.family)
+    adapter = adapter_of(found.family)
+    assert adapter is not None, "find_model checks that the family is supported"
     pipe = skeleton(found, getattr(diffusers, found.pipeline_name()))
     accepted = inspect.signature(pipe.__call__).parameters
     _check_frames(model, frames, images="num_frames" not in accepted)
@@ -244,19 +187,20 @@ def _configured(model: str, height: int | None, width: int | None, frames: int |
     high, wide, long = fitted.get("height"), fitted.get("width"), fitted.get("num_frames", 1)
     if high is None or wide is None:
         raise DitAccelError(f"height, width: {model} has no size of its own; give both.")
+    size = Size(high, wide, long)
     transformer = pipe.transformer or pipe.transformer_2
     config = transformer.config
     sites = [site for site in adapter.modules(transformer) if site[3] == "self"]
-    grid = adapter.grid(pipe, high, wide, long)
+    grid = adapter.grid(pipe, *size)
     return Subject(
         Path(found.source).name if found.demo else found.source,
-        _layout(grid, adapter.text_tokens, (long, high, wide)),
+        _layout(grid, adapter.text_tokens, size),
         config.num_attention_heads,
         config.attention_head_dim,
         len(sites),
         1 if getattr(config, "guidance_embeds", False) else 2,
         token_weights(transformer, {site.blocks for site in adapter.sites}),
-        f"{wide}x{high}, {long} frames" if long > 1 else f"{wide}x{high}",
+        _size_text(size),
         found.family,
         tuple(notes),
     )
@@ -289,9 +233,9 @@ def token_weights(transformer: Any, blocks: set[str]) -> float:
 
 def at_grid(grid: tuple[int, int, int], heads: int, head_dim: int) -> Subject:
     """A self-attention call of no model in particular."""
-    known = replace(KNOWN["wan-14b"], heads=heads, head_dim=head_dim, layers=1)
-    size = "x".join(map(str, grid))
-    layout = _layout(grid, (0, 0), grid)
+    one = replace(PRESETS["wan-14b"], heads=heads, head_dim=head_dim, layers={"num_layers": 1})
+    t, h, w = grid
+    text, layout = "x".join(map(str, grid)), _layout(grid, (0, 0), Size(h, w, t))
     return Subject(
-        f"grid {size}", layout, heads, head_dim, 1, 1, known.token_weights, f"{size} tokens"
+        f"grid {text}", layout, heads, head_dim, 1, 1, one.token_weights, f"{text} tokens"
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dit_accel.costs.table import cost_table
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
-from dit_accel.planner.costs import cost_table
 from dit_accel.planner.forecast import cut_text, describe
+from dit_accel.planner.work import sparse_ms
 
 
 class PlannedCall(NamedTuple):
@@ -38,9 +39,7 @@ def plan_row(
         "blocks": blocks,
         "cut": "blocks",
         "waste": (
-            None
-            if backend in ("torch", "reference")
-            else blocks * plan.shape.block_q / video - 1
+            None if backend in ("torch", "reference") else blocks * plan.shape.block_q / video - 1
         ),
         "launched_density": plan.launched_density(backend),
         "predicted_ms": None,
@@ -53,8 +52,8 @@ def plan_row(
     if table is not None:
         row["predicted_dense_ms"] = table.dense_ms(batch, heads, plan.blocks.q_length, head_dim)
         if backend in table.backends:
-            row["predicted_ms"] = table.sparse_ms(
-                plan, backend, batch, heads, head_dim, moved=moved
+            row["predicted_ms"] = sparse_ms(
+                table, plan, backend, batch, heads, head_dim, moved=moved
             )
     return row
 

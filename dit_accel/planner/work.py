@@ -1,4 +1,4 @@
-"""How a call's work is spread over the GPU: what the program that ends last has to do.
+"""How long a plan takes on a GPU: what the program that ends last has to do, at a table's prices.
 
 An item is a query block of a head. Portable kernels start items longest first and the GPU deals
 them to whoever is free. The Hopper kernel deals them beforehand, by weights of its own.
@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from dit_accel.costs.table import FULL_BLOCK, PARTS, CostTable, visit_flops
 from dit_accel.kernels.hopper.lists import LIST, work_lists
 from dit_accel.kernels.plan import BlockPlan
 
-PARTS = ("row", "whole", "short", "partial")
-"""What an item is made of: itself, then visits without a mask, under a length mask, and under the
-token rule."""
-FULL_BLOCK = 128
+MOVING = 8
+"""Passes over a tensor's elements that moving query, key, value and output takes."""
 MIDDLING, PER_OCTAVE = 8, 0.08
 """Where boxes lie beside runs of text, the Hopper kernel's visits under a token rule take longer in
 higher boxes, of which a thread has more rows to compare: the height that prices are for, and the
-share that doubling it adds (as the round calls of samples/planner_cases.py have it)."""
+share that doubling it adds (as the round calls of samples/tools/planner_cases.py have it)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +58,44 @@ class Work:
         np.add.at(loads, self.owners, self.parts[self.lists])
         worst: np.ndarray = loads[(loads @ prices).argmax()]
         return worst
+
+
+def sparse_ms(
+    table: CostTable,
+    plan: BlockPlan,
+    backend: str,
+    batch: int,
+    heads: int,
+    head_dim: int,
+    *,
+    moved: bool = False,
+) -> float:
+    """Predicted milliseconds of a call that runs a plan.
+
+    moved: queries, keys, values and output are moved in memory.
+    """
+    known = table.of(backend, head_dim, kernel_of(backend, plan, moved=moved))
+    moving = 0.0
+    if moved:
+        moving = table.passes_ms(MOVING, batch * heads * head_dim * plan.blocks.q_length)
+    prices = known.prices(rules_of(plan))
+    work = work_of(plan, backend, batch, heads, table.programs)
+    spent = known.launch + float(prices @ work.busiest(prices, table.programs))
+    return moving + table.clock.ms(spent, visit_flops(work.visits, head_dim))
+
+
+def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
+    """The name that a call's kernel has in tables: the backend, and what sets the kernel apart."""
+    if backend == "triton" and plan.shape.gathered:
+        return "triton gathered"
+    if backend == "hopper" and not moved and plan.shape.box is not None:
+        return "hopper mixed" if plan.shape.mixed else "hopper"
+    return backend
+
+
+def rules_of(plan: BlockPlan) -> list[str]:
+    """The token rules of a plan."""
+    return list(plan.shape.rules)
 
 
 def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int) -> Work:

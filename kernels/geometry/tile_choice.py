@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from dit_accel.costs.kernels import tile_prices
 from dit_accel.kernels.geometry.tiling import (
     BLOCK_SIZES,
     Tiling,
@@ -35,19 +36,14 @@ LayoutKind = Literal["boxes", "gather", "lengths"]
 """How a backend reads blocks: power-of-two boxes of the grid, gathered into whole blocks of slots,
 or tiles at their own lengths."""
 
+PRICES = tile_prices()
 # Relative speed of the portable kernel per launched pair, by block size.
-SPEED = {64: 0.75, 128: 1.0}
-# CPU: gathering a key and value, once per group of queries, costs about as much as this many of
-# its scores (measured: two cores, float32, four heads of 64).
-GATHER_ROWS = 110
+SPEED = dict(PRICES.speed)
 MIN_CPU_TILE = 32
 # Costs this close count as equal; the most cubic tile wins then. A window in tiles has the shape of
 # the tile: there a cubic one is worth more.
 TIE = 1.08
 TIE_PER_TILE = 1.2
-# Boxes are read where they are. One that an edge of the grid clips takes the kernel's masked step:
-# 1.15 to 1.6 of a whole one's time on an H200 (short over whole in dit_accel/planner/tables).
-CLIPPED = 1.2
 # Boxes must have powers of two as edges, and few of them fit a grid: those that waste little are
 # taken only where they cost about as little as the cheapest.
 TIE_BOXES = 1.03
@@ -133,13 +129,13 @@ def choose_tiling(
         return cost / some.pairs if sight.per_tile else cost
 
     def boxed(some: _Candidates) -> np.ndarray:
-        visits = some.bare + CLIPPED * (some.visits - some.bare)
+        visits = some.bare + PRICES.clipped * (some.visits - some.bare)
         cost = _slots(visits, some.tiles, some.block, others)
         return cost / some.pairs if sight.per_tile else cost
 
     def gathered(some: _Candidates) -> np.ndarray:
         keys = some.keys + others * some.lists
-        cost = some.pairs + others * math.prod(grid) + GATHER_ROWS * keys
+        cost = some.pairs + others * math.prod(grid) + PRICES.gather_rows * keys
         return cost / some.pairs if sight.per_tile else cost
 
     if kind == "boxes":
@@ -191,7 +187,7 @@ def sampled_cost(
     if kind == "lengths":
         lengths = np.array(tiling.lengths)
         keys = seen @ lengths + others
-        pairs = float(((lengths[some] + GATHER_ROWS) * keys).mean()) * where.blocks
+        pairs = float(((lengths[some] + PRICES.gather_rows) * keys).mean()) * where.blocks
         return pairs + others * (math.prod(tiling.grid) + others)
     visits = seen.sum() / len(some) * where.blocks
     return _slots(visits, where.blocks, tiling.block, others) / SPEED[tiling.block]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_accel.costs.kernels import deal_weights
 from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.hopper.deal import first_free
 from dit_accel.kernels.once import once
@@ -18,12 +19,6 @@ MAX_COORDINATE = 1023
 PARTIAL = 256
 # The columns of an item.
 SAMPLE, HEAD, START, CODE, LENGTH, TILES, BARE, LIST = range(8)
-# What an item takes, in tenths of a tile without a mask: each of its tiles, those whose scores are
-# masked by length or by a token rule as well, and its beginning and end.
-TILE_WEIGHT = 10
-SHORT_WEIGHT = 12
-MASKED_WEIGHT = 22
-ITEM_WEIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,9 @@ def work_lists(plan: BlockPlan, batch: int, heads: int, programs: int) -> WorkLi
     codes, metas = key_lists(blocks, lists, plan.counts.entries)
     items = list_items(blocks, lists, batch, heads)
     items = items[_order(items)]
-    masked = MASKED_WEIGHT if plan.shape.kinds.partial else SHORT_WEIGHT
-    weights = ITEM_WEIGHT + masked * items[:, TILES] - (masked - TILE_WEIGHT) * items[:, BARE]
+    by = deal_weights()
+    masked = by.masked if plan.shape.kinds.partial else by.short
+    weights = by.item + masked * items[:, TILES] - (masked - by.tile) * items[:, BARE]
     owners = first_free(weights, programs).long()
     work = torch.zeros((2, programs), dtype=torch.int32, device=plan.device)
     work.index_add_(1, owners, torch.stack([torch.ones_like(weights), items[:, TILES]]))

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_accel.costs.kernels import deal_weights
 from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.hopper.deal import in_rounds
 from dit_accel.kernels.hopper.lists import (
-    ITEM_WEIGHT,
-    TILE_WEIGHT,
     TILES,
     WorkLists,
     block_codes,
@@ -52,14 +51,14 @@ class Deal:
 def dealt(blocks: Blocks, lines: int, programs: int, visits: float) -> Deal:
     """The deal of `lines` (samples x heads) times all query blocks, with so many visits expected
     of a video block."""
-    together = 128 // blocks.block_k
+    by, together = deal_weights(), 128 // blocks.block_k
     every = blocks.q.count
     first, video = blocks.first_video, blocks.video_blocks
     if not video:
         first, video = 0, every
     long = lines * (every - video)
     long_weight, weight = (
-        ITEM_WEIGHT + TILE_WEIGHT * max(1.0, n / together) for n in (blocks.k.count, visits)
+        by.item + by.tile * max(1.0, n / together) for n in (blocks.k.count, visits)
     )
     owners = in_rounds(long, lines, video, long_weight / weight, programs)
     by_program = np.argsort(owners, kind="stable")

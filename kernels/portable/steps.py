@@ -1,7 +1,7 @@
 """Step sizes of the portable kernel: how many rows and keys at a time, per GPU generation.
 
-`TUNED` holds what `samples/tune_portable.py` measured; where it has nothing that fits, the largest
-step that fits registers and shared memory is taken.
+`TUNED` holds what `samples/tools/tune_portable.py` measured; where it has nothing that fits, the
+largest step that fits registers and shared memory is taken.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from dit_accel.bench import dense
 from dit_accel.bench.goals import GOALS, reached
 from dit_accel.bench.kernels import DenseResult, dense_result
-from dit_accel.bench.machine import commit, machine
+from dit_accel.bench.machine import machine
 from dit_accel.bench.records import OK, WRONG, CsvLog, Row
 from dit_accel.bench.timing import (
     MAX_CALLS,
@@ -28,6 +28,7 @@ from dit_accel.bench.timing import (
     measure_wall,
 )
 from dit_accel.errors import DitAccelError
+from dit_accel.provenance import commit
 
 CPU = torch.device("cpu")
 

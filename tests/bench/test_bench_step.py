@@ -11,10 +11,11 @@ import torch
 
 from dit_accel.bench.records import StepRow
 from dit_accel.bench.step import StepOptions, amdahl_bound, step_rows
-from dit_accel.bench.step_models import STEP_MODELS, Size, StepModel, build, pick_model
+from dit_accel.bench.step_models import STEP_MODELS, build, fit, pick_model
 from dit_accel.bench.step_parts import RunPosition, choose_dense, dense_attention, dispatches
 from dit_accel.engine.profile import load_profile, parse_profile
 from dit_accel.errors import DitAccelError
+from dit_accel.pipelines.preset import Preset, Size
 
 Run = Callable[..., tuple[int, str]]
 Rows = Callable[[str], list[dict[str, str]]]
@@ -57,14 +58,14 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, int], Size]] = {
 }  # fmt: skip
 
 
-def small(name: str) -> StepModel:
+def small(name: str) -> Preset:
     model = pick_model(name)
     config, layers, size = SMALL[name]
     config = {**model.config, **config}
-    return dataclasses.replace(model, config=config, layers=layers, size=size, text=20)
+    return dataclasses.replace(model, config=config, layers=layers, size=size, prompt=20)
 
 
-def rows_of(model: StepModel, **options: Any) -> list[StepRow]:
+def rows_of(model: Preset, **options: Any) -> list[StepRow]:
     chosen = {"dtype": torch.float32, "repeats": 2, **options}
     return list(step_rows(model, model.size, StepOptions(CPU, **chosen)))
 
@@ -186,18 +187,18 @@ def test_run_position() -> None:
 
 def test_sizes_and_layers() -> None:
     flux, wan = pick_model("flux"), pick_model("wan-14b")
-    assert flux.fit(4096, 4096, None) == Size(4096, 4096)
+    assert fit(flux, 4096, 4096, None) == Size(4096, 4096)
     assert flux.cut(6) == {"num_layers": 2, "num_single_layers": 4}
     assert flux.cut(None) == flux.cut(999) == {"num_layers": 19, "num_single_layers": 38}
-    assert wan.fit(None, None, 41) == Size(720, 1280, 41)
+    assert fit(wan, None, None, 41) == Size(720, 1280, 41)
     for sizes, said in (
         ((724, None, None), "the nearest is 720"),
         ((None, None, 80), "the nearest is 81"),
     ):
         with pytest.raises(DitAccelError, match=said):
-            wan.fit(*sizes)
+            fit(wan, *sizes)
     with pytest.raises(DitAccelError, match="single images"):
-        flux.fit(None, None, 5)
+        fit(flux, None, None, 5)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit_accel.cli import models as cli_models
+from dit_accel.models import find
 
 pytestmark = pytest.mark.usefixtures("no_loading")
 
@@ -96,7 +96,7 @@ def test_image_for_a_pipeline_without_one(cli, tiny_wan: Path, tmp_path: Path):
 
 def test_demo_outside_a_checkout(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     installed = tmp_path / "site-packages" / "dit_accel" / "__init__.py"
-    monkeypatch.setattr(cli_models.dit_accel, "__file__", str(installed))
+    monkeypatch.setattr(find.dit_accel, "__file__", str(installed))
     refused(cli, says=("Clone the repository", "make demo", "--model"))
 
 

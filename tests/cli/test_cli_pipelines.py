@@ -145,7 +145,7 @@ def test_ltx_is_told_the_frame_rate(cli, folder, loaded: list[Recorder]):
 
 
 def test_demo_defaults(cli, tiny_wan: Path, loaded: list[Recorder], monkeypatch):
-    from dit_accel.cli import models
+    from dit_accel.models import find as models
 
     monkeypatch.setattr(models, "demo_folder", lambda: tiny_wan)
     monkeypatch.setattr("dit_accel.cli.generate._check_words", lambda *args: None)
@@ -157,7 +157,7 @@ def test_demo_defaults(cli, tiny_wan: Path, loaded: list[Recorder], monkeypatch)
 
 
 def test_demo_says_which_words_it_does_not_know(cli, tiny_wan: Path, monkeypatch):
-    from dit_accel.cli import models
+    from dit_accel.models import find as models
 
     monkeypatch.setattr(models, "demo_folder", lambda: tiny_wan)
     args = ("--steps", 1, "--height", 32, "--width", 32, "--frames", 1, "--out", "x.png")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import diffusers
 import pytest
 
-from dit_accel.cli.models import Model
-from dit_accel.cli.sizes import fit_sizes, skeleton
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import Model
+from dit_accel.models.sizes import fit_sizes, skeleton
 
 SMALL = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
 PIPELINES = {

@@ -69,7 +69,8 @@ def test_densities_are_means_over_sparse_calls() -> None:
     ledger.count_sparse(site, 1, route(0.4, 0.3))
     tally = ledger.cells()[site, 1]
     counts = tally.counts()
-    assert abs(counts["launched_density"] - 0.3) < 1e-12 and abs(counts["kept_density"] - 0.2) < 1e-12
+    assert abs(counts["launched_density"] - 0.3) < 1e-12
+    assert abs(counts["kept_density"] - 0.2) < 1e-12
 
 
 def test_device_counts_join_the_others() -> None:

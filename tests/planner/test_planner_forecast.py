@@ -15,19 +15,22 @@ import torch
 from PIL import Image
 
 import dit_accel
+from dit_accel.costs.files import COLUMNS, no_table
+from dit_accel.costs.table import CostTable, cost_table
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead
-from dit_accel.kernels.plan import TokenMask
 from dit_accel.kernels.reference import dense_mask
 from dit_accel.layout import TokenLayout
-from dit_accel.planner import costs, forecast
+from dit_accel.pipelines.registry import PRESETS, adapter_for, adapter_of
+from dit_accel.planner import forecast
 from dit_accel.planner.diagnosis import diagnose
 from dit_accel.planner.draw import KEPT, MASKED, QUERY, TEXT, block_mask, query_sees
 from dit_accel.planner.forecast import breakeven_text
-from dit_accel.planner.models import KNOWN, at_grid, subject, token_weights
+from dit_accel.planner.models import at_grid, subject, token_weights
 from dit_accel.planner.receipt import PlannedCall, plan_lines, plan_row
+from dit_accel.planner.work import sparse_ms
 
 CONSTANTS = {
     ("machine", 0): {
@@ -54,13 +57,13 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of cost tables with one for the h200."""
     with (tmp_path / "h200.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(costs.COLUMNS)
+        writer.writerow(COLUMNS)
         for (backend, dim), values in CONSTANTS.items():
             for name, value in values.items():
                 writer.writerow([backend, dim, name, value, "", ""])
 
-    def own(gpu: str | None, folder: Path = tmp_path) -> costs.CostTable | None:
-        return costs.cost_table(gpu or "h200", tmp_path)
+    def own(gpu: str | None, folder: Path = tmp_path) -> CostTable | None:
+        return cost_table(gpu or "h200", tmp_path)
 
     monkeypatch.setattr(forecast, "cost_table", own)
     monkeypatch.setattr("dit_accel.planner.diagnosis.cost_table", own)
@@ -98,20 +101,18 @@ def test_known_models_are_those_of_diffusers(name: str) -> None:
     """Heads, attention sites and weights against the transformer itself, without its weights."""
     import diffusers
 
-    from dit_accel.bench.step_models import STEP_MODELS
-    from dit_accel.pipelines.registry import adapter_for
-
-    model, known = STEP_MODELS[name], KNOWN[name]
+    known = PRESETS[name]
+    adapter = adapter_of(known.family)
+    assert adapter is not None
     with torch.device("meta"):
-        made = getattr(diffusers, model.transformer)(**{**model.config, **model.layers})
-    adapter = adapter_for(made)
-    assert adapter is not None and adapter.family == known.family
+        made = getattr(diffusers, adapter.transformers[0])(**{**known.config, **known.layers})
+    assert adapter_for(made) == adapter
     assert (made.config.num_attention_heads, made.config.attention_head_dim) == (
         known.heads,
         known.head_dim,
     )
     sites = [site for site in adapter.modules(made) if site[3] == "self"]
-    assert len(sites) == known.layers
+    assert len(sites) == known.depth
     weights = token_weights(made, {site.blocks for site in adapter.sites})
     assert known.token_weights == pytest.approx(weights, rel=0.02)
 
@@ -184,10 +185,10 @@ def test_masked_pairs_are_counted_well() -> None:
 def test_times_come_from_the_table(tables: Path) -> None:
     window = {"fraction": [0.6, 0.4, 0.4]}
     cast = dit_accel.plan("wan-14b", gpu="h100", window=window)
-    table = costs.cost_table("h200", tables)
+    table = cost_table("h200", tables)
     assert table is not None
     assert cast.backend == "hopper" and (cast.gpu, cast.measured_on) == ("h100", "h200")
-    assert cast.sparse_ms == table.sparse_ms(cast.plan, "hopper", 1, 40, 128, moved=cast.moved)
+    assert cast.sparse_ms == sparse_ms(table, cast.plan, "hopper", 1, 40, 128, moved=cast.moved)
     assert cast.dense_ms == table.dense_ms(1, 40, 75600, 128)
     assert cast.speedup is not None and 1 < cast.speedup < cast.bound
     assert cast.step_speedup is not None and 1 < cast.step_speedup < cast.speedup
@@ -199,7 +200,7 @@ def test_times_come_from_the_table(tables: Path) -> None:
 
 def test_tokens_are_moved_where_boxes_waste_more(tables: Path) -> None:
     """The cheaper of boxes, which stay where they are, and tiles of any shape, which move."""
-    table = costs.cost_table("h200", tables)
+    table = cost_table("h200", tables)
     assert table is not None
     rule = pattern("sliding_tile", window={"fraction": [0.6, 0.35, 0.35]})
     for model in ("wan-1.3b", "wan-14b", "mochi"):
@@ -207,13 +208,13 @@ def test_tokens_are_moved_where_boxes_waste_more(tables: Path) -> None:
         cast = dit_accel.plan(what, pattern=rule, gpu="h200", backend="hopper")
         plans = [plan_for(what.layout, rule, "cpu", layout_kind=k) for k in ("boxes", "gather")]
         own, other = (
-            table.sparse_ms(plan, "hopper", 1, what.heads, 128, moved=plan.shape.box is None)
+            sparse_ms(table, plan, "hopper", 1, what.heads, 128, moved=plan.shape.box is None)
             for plan in plans
         )
         assert cast.sparse_ms == min(own, other) and cast.moved == (other < own)
         move = 8 * what.layout.length * what.width * 2 / 4000e6
         assert other == pytest.approx(
-            table.sparse_ms(plans[1], "hopper", 1, what.heads, 128) + move
+            sparse_ms(table, plans[1], "hopper", 1, what.heads, 128) + move
         )
     assert ("tokens moved" in str(cast)) == cast.moved
 
@@ -436,7 +437,7 @@ def test_diagnosis_without_a_table(no_tables: None) -> None:
     assert ("break-even", "not known: it needs a table of this GPU") in found.rows()
     assert found.run is None and not found.measured and 0 < found.attention < 1
     flops = 28 * 4 * 2048 * found.subject.layout.length**2
-    linear = 2 * KNOWN["ltx"].token_weights * found.subject.layout.length
+    linear = 2 * PRESETS["ltx"].token_weights * found.subject.layout.length
     assert found.attention == pytest.approx(flops / (flops + linear))
 
 
@@ -470,10 +471,10 @@ def test_gpus_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         dit_accel.plan("wan-1.3b", gpu="bogus")
     with pytest.raises(DitAccelError, match=words):
         diagnose("wan-1.3b", profile="dense", gpu="bogus")
-    assert "there are: none yet" in str(costs.no_table("h100", tmp_path))
+    assert "there are: none yet" in str(no_table("h100", tmp_path))
     (tmp_path / "h200.csv").touch()
     there = "there are: h200, h100 (by the numbers of h200)."
-    assert there in str(costs.no_table("b200", tmp_path))
+    assert there in str(no_table("b200", tmp_path))
     monkeypatch.setattr(forecast, "cost_table", lambda gpu: None)
     monkeypatch.setattr(forecast, "this_gpu", lambda: "NVIDIA A10")
     assert "NVIDIA A10: no table to predict from" in str(dit_accel.plan("wan-1.3b"))
@@ -486,15 +487,6 @@ def test_windows_of_bare_numbers(no_tables: None) -> None:
         assert cast.parameters == full.parameters and cast.launched == full.launched
     with pytest.raises(DitAccelError, match="window.tiles: expected three values"):
         dit_accel.plan("wan-1.3b", window=(3, 3))
-
-
-def test_masks_of_two_rules_cost_both() -> None:
-    known = costs.Constants(0, 0, 400, 430, 900, {"disc": 700, "radial": 800})
-    nothing = torch.zeros(1, 3, dtype=torch.int32)
-    mask = TokenMask("disc", (9, 9), nothing, nothing, ("radial", (1, 1)))
-    assert costs.masked_price(known, mask) == 700 + 800 - 400
-    assert costs.masked_price(known, dataclasses.replace(mask, other=None)) == 700
-    assert costs.masked_price(known, dataclasses.replace(mask, other=("box", (1, 1, 1)))) == 1200
 
 
 def test_receipts_of_runs() -> None:

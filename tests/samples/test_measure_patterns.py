@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-SAMPLES = Path(__file__).parents[2] / "samples"
-sys.path.insert(0, str(SAMPLES))
+TOOLS = Path(__file__).parents[2] / "samples" / "tools"
+sys.path.insert(0, str(TOOLS))
 
 import measure_patterns as script  # noqa: E402
 from pattern_families import FAMILIES, Family  # noqa: E402

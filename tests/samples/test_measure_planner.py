@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 import torch
 
-SAMPLES = Path(__file__).parents[2] / "samples"
-sys.path.insert(0, str(SAMPLES))
+TOOLS = Path(__file__).parents[2] / "samples" / "tools"
+sys.path.insert(0, str(TOOLS))
 
 import planner_cases as cases  # noqa: E402
 import planner_times as times  # noqa: E402
 
+from dit_accel.costs.clock import STEADY, Clock  # noqa: E402
 from dit_accel.kernels.backends import moves_tokens  # noqa: E402
-from dit_accel.planner.clock import STEADY, Clock  # noqa: E402
-from dit_accel.planner.costs import kernel_of  # noqa: E402
+from dit_accel.planner.work import kernel_of  # noqa: E402
 
 BACKENDS = ("hopper", "triton")
 
@@ -166,12 +166,12 @@ def test_a_run_and_its_replay(tmp_path: Path) -> None:
     def run(*arguments: str, name: str) -> list[dict[str, str]]:
         out = tmp_path / f"{name}.csv"
         command = [
-            sys.executable, str(SAMPLES / "measure_planner.py"), "--tiny", "--device", "cpu",
+            sys.executable, str(TOOLS / "measure_planner.py"), "--tiny", "--device", "cpu",
             "--repeats", "1", "--out", str(out), "--table", str(tmp_path / f"{name}_table.csv"),
             *arguments,
         ]  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment["PYTHONPATH"] = str(SAMPLES.parent)
+        environment["PYTHONPATH"] = str(TOOLS.parents[1])
         subprocess.run(command, check=True, capture_output=True, env=environment)
         return list(csv.DictReader(out.open(encoding="utf-8")))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dit_accel.hosts.diffusers.attachment import BoundSite
 
 
-# What it does depends on the run, which a captured graph would not follow (torch 2.9 and later ask).
+# What it does depends on the run, which a captured graph would not follow. torch 2.9 asks for it.
 TAGS = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
 
 

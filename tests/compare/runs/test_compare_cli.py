@@ -165,7 +165,7 @@ def test_keep_going_from_the_command_line(cli, wan_folder, monkeypatch):
 @pytest.mark.slow
 def test_the_demo_runs_sparse(cli):
     """Three prompts, two profiles, six steps: seconds to minutes on two cores."""
-    from dit_accel.cli.models import demo_folder
+    from dit_accel.models.find import demo_folder
 
     lines = (demo_folder().parent / "prompts" / "demo.txt").read_text().splitlines()[2:5]
     Path("prompts.txt").write_text("\n".join(lines))

@@ -15,7 +15,6 @@ from dit_accel.kernels.backends import BACKENDS, choose
 from dit_accel.kernels.hopper import launch
 from dit_accel.kernels.hopper.launch import hopper_attention
 from dit_accel.kernels.hopper.lists import plan_obstacle
-from dit_accel.kernels.hopper.split_cost import split_pays
 from dit_accel.kernels.plan import Visits, plan_of
 from dit_accel.kernels.torch_backend import torch_attention
 
@@ -87,7 +86,8 @@ def pooled_plan(random_plan: Make, visits: int, block_k: int = 128, shuffled: bo
 def test_the_split_pays_where_lists_are_long(random_plan: Make) -> None:
     def fewest(head_dim: int, **how: Any) -> int:
         plans = (pooled_plan(random_plan, n, **how) for n in range(1, 80))
-        return next((p.shape.visits for p in plans if split_pays(head_dim, p.shape)), 0)
+        pays = BACKENDS["hopper"].pays
+        return next((p.shape.visits for p in plans if pays(head_dim, p.shape)), 0)
 
     # Worked out by hand: 2 x passes x 0.0079 x head_dim / saved, rounded up.
     assert fewest(128) == 19  # 2 x 3 x 1.011 / 0.32

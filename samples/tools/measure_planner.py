@@ -1,9 +1,9 @@
 """Measure a GPU for the planner, and check what the planner then predicts.
 
-    python samples/measure_planner.py --out samples/results/planner_<gpu>.csv
+    python samples/tools/measure_planner.py --out samples/results/planner_<gpu>.csv
 
 Several processes compile every call and prove its result against an oracle. Then, alone on the
-GPU, calls of round sizes are timed, and the constants of dit_accel/planner/tables/<gpu>.csv
+GPU, calls of round sizes are timed, and the constants of dit_accel/costs/tables/<gpu>.csv
 fitted to them; then (model, pattern) pairs that took no part in that, predicted from the table and
 written side by side to --out. `--check` leaves the table as it is. Times are the GPU's, without the
 host's part of a call. `--tiny` runs everything on small calls, to try the script where there is no
@@ -12,7 +12,7 @@ measured, and `--replay` fits and compares again from such a file, on any machin
 
 What was seen of the pairs: none of their times or clocks is in a fit, but the model got three of
 its parts after a first comparison. Hopper's items are dealt as its kernel deals them; prices are
-cycles at the clock of dit_accel/planner/clock.py (nanoseconds before that were right for long
+cycles at the clock of dit_accel/costs/clock.py (nanoseconds before that were right for long
 calls, and up to 56 % too high for calls under a millisecond); and the height of boxes counts under
 token rules beside text (before that, one of the 30 pairs, an exact disc, was 17 % off).
 """
@@ -42,26 +42,19 @@ from planner_cases import (
     name_of,
     round_jobs,
 )
+from planner_clock import fit_clock
+from planner_fit import Sample, errors, fit
 from planner_times import Bench, measure_machine, proven
 
 from dit_accel.bench.machine import machine
-from dit_accel.breakeven import effort
+from dit_accel.costs.clock import Clock
+from dit_accel.costs.files import COLUMNS, DENSE, MACHINE, TABLES, gpu_key
+from dit_accel.costs.table import Constants, CostTable, parse_table
+from dit_accel.engine.route import plan_effort
 from dit_accel.kernels.backends import moves_tokens
-from dit_accel.planner.clock import Clock, fit_clock
-from dit_accel.planner.costs import (
-    COLUMNS,
-    DENSE,
-    MACHINE,
-    TABLES,
-    Constants,
-    CostTable,
-    gpu_key,
-    kernel_of,
-    parse_table,
-)
-from dit_accel.planner.fit import Sample, errors, fit
 from dit_accel.planner.forecast import describe
 from dit_accel.planner.models import Subject
+from dit_accel.planner.work import kernel_of, sparse_ms
 
 SHARED = {"hopper mixed": ("launch", "row"), "triton gathered": ("launch",)}
 """Constants that another kernel of a backend has in common with its first one."""
@@ -118,7 +111,7 @@ def main() -> None:
     if not options.check:
         own = [job for job in rounds if job in ready]
         table = calibrated(bench, gpu_key(here.machine), own, dense)
-        write_table(path, table, f"samples/measure_planner.py at {here.commit}")
+        write_table(path, table, f"samples/tools/measure_planner.py at {here.commit}")
         print(f"{path} after {time.perf_counter() - began:.0f} s", flush=True)
     if not path.is_file():
         raise SystemExit(f"there is no table {path}: run without --check first")
@@ -216,7 +209,7 @@ def compared(bench: Bench, table: CostTable, jobs: Sequence[Job]) -> Iterator[di
         length, heads, dim = call.layout.length, call.heads, call.head_dim
         ms, plan = bench.ms(job.name), bench.plan(job)
         moved = moves_tokens(job.backend, plan)
-        predicted = table.sparse_ms(plan, job.backend, 1, heads, dim, moved=moved)
+        predicted = sparse_ms(table, plan, job.backend, 1, heads, dim, moved=moved)
         yield {
             "model": call.name,
             "tokens": length,
@@ -246,11 +239,12 @@ def chosen(bench: Bench, jobs: Sequence[Job]) -> Job:
     first = {job.kind: job for job in reversed(jobs)}
 
     device = "cpu" if jobs[0].backend == "torch" else "cuda"  # a replay's plans are on a CPU
-    return min(first.values(), key=lambda job: effort(job.backend, device, bench.plan(job)))
+    return min(first.values(), key=lambda job: plan_effort(job.backend, device, bench.plan(job)))
 
 
 def write_table(path: Path, table: CostTable, source: str) -> None:
-    """The table as the planner reads it."""
+    """The table as the planner reads it; constants of the shipped one that are no part of this
+    measurement stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, int, str, float, str]] = [
         (MACHINE, 0, "programs", table.programs, ""),
@@ -268,11 +262,16 @@ def write_table(path: Path, table: CostTable, source: str) -> None:
             (backend, dim, f"partial_{rule}", value, "cycles")
             for rule, value in known.rules.items()
         ]
+    made = [[b, str(dim), name, f"{value:.6g}", unit, source] for b, dim, name, value, unit in rows]
+    own = {tuple(row[:3]) for row in made}
+    shipped = next((p for p in (path, TABLES / path.name) if p.is_file()), None)
+    if shipped is not None:
+        with shipped.open(encoding="utf-8", newline="") as file:
+            made += [row for row in list(csv.reader(file))[1:] if tuple(row[:3]) not in own]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for backend, dim, constant, value, unit in rows:
-            writer.writerow([backend, dim, constant, f"{value:.6g}", unit, source])
+        writer.writerows(made)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,19 @@ own; and how it is fitted."""
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dit_accel.planner.clock import AHEAD, STEADY, Clock, Reading, fit_clock
-from dit_accel.planner.costs import cost_table
+TOOLS = Path(__file__).parents[2] / "samples" / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from planner_clock import Reading, fit_clock  # noqa: E402
+
+from dit_accel.costs.clock import AHEAD, STEADY, Clock  # noqa: E402
+from dit_accel.costs.table import cost_table  # noqa: E402
 
 OWN = Clock(busy=1500.0, free=1950.0, lag=10.0, settling=35.0, cycle=0.4, kflop=6e-4)
 LIGHT, HEAVY = 20.0, 400.0

@@ -1,4 +1,4 @@
-"""The GPU that samples/measure_planner.py measures: calls are proven here, and timed.
+"""The GPU that samples/tools/measure_planner.py measures: calls are proven here, and timed.
 
 A GPU at its power limit runs at a lower clock than one that has just begun to work, and comes to
 either within a second or so. In a model it never rests: neither does it here. While the host makes
@@ -19,16 +19,17 @@ from itertools import pairwise
 
 import torch
 from planner_cases import Job, Sizes, name_of, round_call, spread
+from planner_clock import Reading
 
 from dit_accel.bench import dense
 from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.proof import expected_rows, poisoned, prove
 from dit_accel.bench.timing import Rotation, measure
+from dit_accel.costs.clock import STEADY, Clock
 from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.planner.clock import STEADY, Clock, Reading
 from dit_accel.planner.models import Subject
 
 STOCK = ("cudnn", "fa2", "sdpa")

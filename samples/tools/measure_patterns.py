@@ -1,6 +1,6 @@
 """Compare all patterns on the demo model: how close to dense they stay at equal launched density.
 
-    python samples/measure_patterns.py --out samples/results/patterns_demo.csv
+    python samples/tools/measure_patterns.py --out samples/results/patterns_demo.csv
 
 Every prompt is generated dense, then with each pattern at each launched density (PSNR and SSIM are
 those of the pair with the same prompt and seed). A pattern's one free parameter is searched in the
@@ -35,19 +35,19 @@ from rich.table import Table
 from dit_accel import api
 from dit_accel.bench.machine import machine
 from dit_accel.cli import runtime
-from dit_accel.cli.models import find_model
 from dit_accel.compare.metrics import choose_metrics
 from dit_accel.compare.prompts import read_prompts
+from dit_accel.engine.profile import Profile, Rule
 from dit_accel.engine.route import make_route
 from dit_accel.errors import unknown
 from dit_accel.kernels.patterns import Pattern, pattern
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 from dit_accel.metrics import psnr
+from dit_accel.models.find import find_model
 from dit_accel.planner.forecast import describe
-from dit_accel.engine.profile import Profile, Rule
 
-PROMPTS = Path(__file__).parent / "prompts" / "demo.txt"
+PROMPTS = Path(__file__).parents[1] / "prompts" / "demo.txt"
 DENSITIES = (0.3, 0.2, 0.5)
 WITHIN, AGREE = 0.15, 0.03
 """How far a plan may be from the density that is asked for, and a run from its plan."""

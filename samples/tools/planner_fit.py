@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dit_accel.costs.clock import STEADY
+from dit_accel.costs.table import FULL_BLOCK, PARTS, Constants
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.planner.clock import STEADY
-from dit_accel.planner.costs import Constants
-from dit_accel.planner.work import FULL_BLOCK, PARTS, Work, work_of
+from dit_accel.planner.work import Work, rules_of, work_of
 
 ROUNDS = 5
 """The busiest program depends a little on the constants: each round takes the last ones."""
@@ -42,8 +42,12 @@ class Sample:
     @property
     def rule(self) -> str:
         """The label of the plan's token rule, "" where it has none."""
-        mask = None if self.plan is None else self.plan.mask
-        return "" if mask is None else mask.label
+        return "+".join(self.rules)
+
+    @property
+    def rules(self) -> list[str]:
+        """Names of the plan's token rules."""
+        return [] if self.plan is None else rules_of(self.plan)
 
     def work(self, programs: int) -> Work:
         """Its items; a dense call is dealt evenly, its blocks cut anywhere."""
@@ -105,7 +109,7 @@ def errors(samples: Sequence[Sample], known: Constants, programs: int) -> list[f
     """Relative errors of what constants tell of the samples' cycles."""
     found = []
     for sample in samples:
-        prices = known.prices(None if sample.plan is None else sample.plan.mask)
+        prices = known.prices(sample.rules)
         spent = known.launch + prices @ sample.work(programs).busiest(prices, programs)
         found.append(float(spent) / sample.cycles - 1)
     return found

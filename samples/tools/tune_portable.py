@@ -1,6 +1,6 @@
 """Finds the portable kernel's best steps on this GPU: the table in kernels/portable/steps.py.
 
-    python samples/tune_portable.py --out samples/results/steps_<machine>.csv
+    python samples/tools/tune_portable.py --out samples/results/steps_<machine>.csv
 
 For each head_dim, block size and way of reading (blocks in place, blocks gathered through an
 order) every candidate step is compiled and proven against the oracle, several at a time, and then

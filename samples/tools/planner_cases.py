@@ -1,4 +1,4 @@
-"""The calls that samples/measure_planner.py times: round ones, and pairs of model and pattern."""
+"""The calls that measure_planner.py times: round ones, and pairs of model and pattern."""
 
 from __future__ import annotations
 

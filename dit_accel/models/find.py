@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import dit_accel
+from dit_accel.catalog import supported_models
 from dit_accel.errors import DitAccelError, nearest
+from dit_accel.pipelines.registry import PRESETS
 
 INDEX = "model_index.json"
 DEMO = "demo"
@@ -124,8 +126,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_folder(path: Path, name: str) -> None:
     """Say what is wrong with a path that is no pipeline folder."""
-    from dit_accel.planner.models import KNOWN
-
     if (path / INDEX).is_file():
         return
     if path.is_file():
@@ -133,7 +133,7 @@ def _check_folder(path: Path, name: str) -> None:
             f"--model {name} is a single file: it takes a folder in diffusers' format "
             f"(with {INDEX}), a Hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or demo."
         )
-    if name in KNOWN:
+    if name in PRESETS:
         raise DitAccelError(
             f"--model {name} is a name for `plan`, `doctor` and `bench`, which load no weights: "
             "give the folder of a pipeline or its Hub id."
@@ -172,7 +172,7 @@ def _supported(model: Model) -> Model:
         raise DitAccelError(
             f"{model.source}/{INDEX} names no pipeline class: not diffusers' format"
         )
-    known = dit_accel.supported_models()
+    known = supported_models()
     transformers = {
         value[1] for key, value in model.index.items() if key.startswith("transformer") and value
     }

@@ -1,6 +1,6 @@
 """What a race detector says of Triton's hand-over of work to warps, with little of ours in it.
 
-compute-sanitizer --tool racecheck python samples/sanitize_handover.py
+compute-sanitizer --tool racecheck python samples/tools/sanitize_handover.py
 
 Two Gluon kernels whose groups of warps (4, 4 and 1, as in the Hopper backend) write different
 numbers to different addresses of global memory. The first uses no shared memory; in the second the

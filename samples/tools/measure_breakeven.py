@@ -1,6 +1,6 @@
-"""Where a sparse call beats a dense one on this machine: the table behind dit_accel/breakeven.py.
+"""Where a sparse call beats a dense one on this machine: what costs/breakeven.py rests on.
 
-    python samples/measure_breakeven.py --out samples/results/breakeven_<machine>.csv
+    python samples/tools/measure_breakeven.py --out samples/results/breakeven_<machine>.csv
 
 Every result is proven against an oracle before it is timed. Times include the host's part of a
 call, which is most of a small one. The dense time is that of the fastest of torch's own kernels,

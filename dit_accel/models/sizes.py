@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from dit_accel.cli.models import Model
 from dit_accel.errors import DitAccelError
+from dit_accel.models.find import Model
 
 
 def skeleton(model: Model, pipeline_class: type) -> Any:

@@ -2,7 +2,7 @@
 
 ncu --metrics \
     gpc__cycles_elapsed.max,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed \
-    -k 'regex:^forward|flash' python samples/one_call.py --backend hopper --head-dim 128
+    -k 'regex:^forward|flash' python samples/tools/one_call.py --backend hopper --head-dim 128
 
 Random blocks of 128 keys; the sizes are those of the bench (32,768 tokens of 12 heads of 128, or
 17,664 of 16 heads of 64). The kernel's self-test launches small ones first: look at the last.

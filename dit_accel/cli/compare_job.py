@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
-from dit_accel.cli import runtime
-from dit_accel.cli.arguments import pipeline_call
 from dit_accel.cli.console import err, out, warn
-from dit_accel.cli.models import Model, demo_folder, find_model
+from dit_accel.cli.progress import steps_bar
+from dit_accel.cli.target import Asked, Target, find_target, load_target
 from dit_accel.compare import attention_level, tables
 from dit_accel.compare.methods import Method, choose_methods
 from dit_accel.compare.metrics import DEFAULT, check_metrics
@@ -37,6 +27,7 @@ from dit_accel.compare.specs import load_spec, split_profiles
 from dit_accel.compare.store import Store, open_store
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import BACKENDS
+from dit_accel.models.find import demo_folder
 from dit_accel.video import check_writable, replacing
 
 LEAST_WIDE, WIDE = 96, 240
@@ -46,34 +37,30 @@ SPEED_PERIOD_S = 600.0
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Asked):
     """The command line, as it was given; see `cli/compare.py` for what each one means."""
 
-    model: str
     profiles: str | None
+    against: str
     prompts: str | None
-    out: Path
-    call: Mapping[str, Any]
-    against: str = ""
-    seeds: str = "0"
-    metrics: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    image: Path | None = None
-    dtype: str | None = None
-    device: str | None = None
-    offload: str = "none"
-    backend: str | None = None
-    fps: float | None = None
-    repeats: int | None = None
-    error_maps: str = "first"
-    breakeven: bool | None = None
-    strict: bool = False
-    keep_going: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    layers: str | None = None
-    moments: str | None = None
+    seeds: str
+    metrics: str | None
+    repeats: int | None
+    error_maps: str
+    no_breakeven: bool
+    strict: bool
+    backend: str | None
+    keep_going: bool
+    output: Path
+    resume: bool
+    overwrite: bool
+    layers: str | None
+    moments: str | None
+
+    @property
+    def breakeven(self) -> bool | None:
+        """What to set in every profile, None for what it says itself."""
+        return False if self.no_breakeven else None
 
 
 @dataclass(frozen=True)
@@ -81,10 +68,7 @@ class Job:
     """Options that were checked: nothing heavy has been done for them yet."""
 
     options: Options
-    model: Model
-    pipeline_class: Any
-    device: torch.device
-    dtype: torch.dtype
+    target: Target
     request: Request
 
 
@@ -98,8 +82,8 @@ def run(options: Options) -> None:
             raise DitAccelError(f"{option} is for --attention: add that, or leave it out.")
     job = prepare(options)
     methods = _methods(job)
-    asked = run_of(job.request, methods, job.device, job.dtype)
-    store = open_store(options.out, asked, resume=options.resume, overwrite=options.overwrite)
+    asked = run_of(job.request, methods, job.target.device, job.target.dtype)
+    store = open_store(options.output, asked, resume=options.resume, overwrite=options.overwrite)
     kept = sum(clip.status == "done" for clip in store.clips.values())
     if kept:
         err.print(f"{kept} clips are there already and are kept.", highlight=False)
@@ -113,7 +97,7 @@ def run(options: Options) -> None:
 def _measure(job: Job, methods: Sequence[Method], store: Store) -> Results:
     from dit_accel.compare.runner import run_all
 
-    pipe = load(job)
+    pipe = load_target(job.target, job.options)
     try:
         with _watching() as watcher:
             return run_all(pipe, methods, job.request, store, watcher)
@@ -127,7 +111,7 @@ def run_attention(options: Options) -> None:
     """The table of `--attention`: printed, and written as attention.csv and attention.json."""
     job = prepare(options)
     specs = [
-        load_spec(each, job.model.family, options.breakeven)
+        load_spec(each, job.target.model.family, options.breakeven)
         for each in (split_profiles(options.profiles) if options.profiles else [])
     ]
     tried = attention_level.candidates([spec for spec in specs if spec.name != "dense"])
@@ -137,19 +121,19 @@ def run_attention(options: Options) -> None:
         moments = tuple(_numbers("--moments", options.moments, float))
         if not all(0 <= moment <= 1 for moment in moments):
             raise DitAccelError(f"--moments are fractions of the run in 0..1: {options.moments}")
-    files = [options.out / "attention.csv", options.out / "attention.json"]
+    files = [options.output / "attention.csv", options.output / "attention.json"]
     for file in files:
         check_writable(file)
         if file.exists() and not options.overwrite:
             raise DitAccelError(f"{file} exists: use --overwrite, or another --out folder.")
-    pipe = load(job)
+    pipe = load_target(job.target, job.options)
     from dit_accel.compare.attention_run import about, tabulate
 
     with _watching() as watcher:
         rows = tabulate(pipe, job.request, tried, layers, moments, watcher)
     texts = (
         attention_level.as_csv(rows),
-        attention_level.as_json(rows, about(job.request, job.device)),
+        attention_level.as_json(rows, about(job.request, job.target.device)),
     )
     for file, text in zip(files, texts, strict=True):
         with replacing(file) as temporary:
@@ -166,24 +150,16 @@ def prepare(options: Options) -> Job:
     metrics = _names(options.metrics) if options.metrics is not None else list(DEFAULT)
     check_metrics(metrics)
     prompts = _prompts(options)
-    device = runtime.pick_device(options.device)
-    dtype = runtime.pick_dtype(options.dtype, device)
-    runtime.check_offload(options.offload, device)
     if options.backend is not None and options.backend not in BACKENDS:
         raise unknown("backend", options.backend, BACKENDS)
-    with err.status(Text(f"Looking at {options.model}")):
-        runtime.quiet()
-        model = find_model(options.model, options.revision)
-        pipeline_class, call, fps = pipeline_call(
-            model, prompts[0], options.call, options.image, options.fps, warn
-        )
-    call.pop("prompt")
+    target = find_target(options, prompts[0])
+    model = target.model
     request = Request(
         prompts=prompts,
         seeds=list(dict.fromkeys(seeds)),
-        call=call,
+        call={name: value for name, value in target.arguments.items() if name != "prompt"},
         metrics=[name for name in metrics if model.demo or options.metrics or name != "adherence"],
-        fps=fps,
+        fps=target.fps,
         repeats=options.repeats,
         error_maps=options.error_maps,
         keep_going=options.keep_going,
@@ -192,15 +168,7 @@ def prepare(options: Options) -> Job:
         command=shlex.join(["dit-accel", *sys.argv[1:]]),
     )
     check(request)
-    return Job(options, model, pipeline_class, device, dtype, request)
-
-
-def load(job: Job) -> Any:
-    """The pipeline with its weights, where it runs."""
-    with err.status(Text(f"Loading {job.model.source}")):
-        pipe = runtime.load(job.model, job.pipeline_class, job.dtype, job.options.variant)
-        runtime.place(pipe, job.device, job.options.offload)
-    return pipe
+    return Job(options, target, request)
 
 
 def _methods(job: Job) -> list[Method]:
@@ -208,7 +176,7 @@ def _methods(job: Job) -> list[Method]:
     return choose_methods(
         split_profiles(options.profiles if options.profiles is not None else "dense,auto"),
         split_profiles(options.against) if options.against else (),
-        family=job.model.family,
+        family=job.target.model.family,
         breakeven=options.breakeven,
         strict=options.strict,
         backend=options.backend,
@@ -284,13 +252,5 @@ class _Bar:
 
 @contextmanager
 def _watching() -> Iterator[_Bar]:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, speed_estimate_period=SPEED_PERIOD_S) as progress:
+    with steps_bar(speed_estimate_period=SPEED_PERIOD_S) as progress:
         yield _Bar(progress)

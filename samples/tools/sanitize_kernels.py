@@ -1,7 +1,7 @@
 """One small call of each kernel path, for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python samples/sanitize_kernels.py
-    compute-sanitizer --tool racecheck python samples/sanitize_kernels.py
+    compute-sanitizer --tool memcheck python samples/tools/sanitize_kernels.py
+    compute-sanitizer --tool racecheck python samples/tools/sanitize_kernels.py
 
 Every result is compared with the reference; a wrong one is an error, and so is a backend of this
 machine that ran no call.

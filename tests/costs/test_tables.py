@@ -16,23 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from dit_accel.errors import DitAccelError
-from dit_accel.kernels.hopper.lists import LIST, work_lists
-from dit_accel.kernels.patterns import Pattern, pattern, plan_for
-from dit_accel.kernels.plan import BlockPlan
-from dit_accel.layout import TokenLayout
-from dit_accel.planner.clock import STEADY
-from dit_accel.planner.costs import (
-    COLUMNS,
-    TABLES,
-    Constants,
-    cost_table,
-    gpu_key,
-    parse_table,
-    shipped_gpus,
-)
-from dit_accel.planner.fit import Sample, errors, fit
-from dit_accel.planner.work import busiest, work_of
+TOOLS = Path(__file__).parents[2] / "samples" / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from planner_fit import Sample, errors, fit  # noqa: E402
+
+from dit_accel.costs.clock import STEADY  # noqa: E402
+from dit_accel.costs.files import COLUMNS, TABLES, gpu_key, shipped_gpus  # noqa: E402
+from dit_accel.costs.table import Constants, cost_table, parse_table  # noqa: E402
+from dit_accel.errors import DitAccelError  # noqa: E402
+from dit_accel.kernels.hopper.lists import LIST, work_lists  # noqa: E402
+from dit_accel.kernels.patterns import Pattern, pattern, plan_for  # noqa: E402
+from dit_accel.kernels.plan import BlockPlan  # noqa: E402
+from dit_accel.layout import TokenLayout  # noqa: E402
+from dit_accel.planner.work import busiest, sparse_ms, work_of  # noqa: E402
 
 TRUE = Constants(5000.0, 900.0, 400.0, 430.0, 700.0, {"disc": 700.0, "neighborhood": 800.0})
 
@@ -97,7 +94,7 @@ def test_predictions_are_sums_over_items(rule: Pattern) -> None:
     plan = plan_for(TokenLayout((9, 30, 44), after=60), rule, "cpu", layout_kind="boxes")
     if plan.shape.block_q == 128:
         expected = predicted(plan, table.of("triton", 128), 12) / 1e6
-        assert table.sparse_ms(plan, "triton", 1, 12, 128) == pytest.approx(expected)
+        assert sparse_ms(table, plan, "triton", 1, 12, 128) == pytest.approx(expected)
     assert work_of(plan, "triton", 2, 12, 132).total[0] == 24 * plan.shape.q_blocks
     length = 128 * 100
     dense = (8000 + 12 * 100 * (500 + 380 * 100) / 132) / 1e6
@@ -144,7 +141,7 @@ def test_hopper_calls_take_as_long_as_their_busiest_program(rule: Pattern, text:
     table = parse_table("x", rows)
     plan = plan_for(TokenLayout((9, 30, 44), after=text), rule, "cpu", layout_kind="boxes")
     expected = busiest_as_dealt(plan, table.of("hopper", 128), 7, 132) / 1e6
-    assert table.sparse_ms(plan, "hopper", 1, 7, 128) == pytest.approx(expected)
+    assert sparse_ms(table, plan, "hopper", 1, 7, 128) == pytest.approx(expected)
 
 
 def test_fits_follow_the_deal_of_the_hopper_kernel() -> None:
@@ -162,6 +159,15 @@ def test_fits_follow_the_deal_of_the_hopper_kernel() -> None:
     assert max(map(abs, errors(samples, found, 132))) < 0.01
     as_if_free = [Sample(s.ms, 1, s.heads, s.length, s.plan) for s in samples]
     assert max(map(abs, errors(as_if_free, found, 132))) > 0.03
+
+
+def test_token_rules_have_prices_of_their_own() -> None:
+    known = Constants(0.0, 0.0, 400.0, 430.0, 800.0, {"disc": 700.0, "radial": 600.0, "a+b": 9.0})
+    assert known.masked(()) == known.masked(["unknown"]) == 800.0
+    assert known.masked(["disc"]) == 700.0
+    assert known.masked(["a", "b"]) == 9.0, "measured together"
+    assert known.masked(["disc", "radial"]) == 900.0, "both, the pair's own step counted once"
+    assert known.prices(["disc"]).tolist() == [0.0, 400.0, 430.0, 700.0]
 
 
 def test_head_dims_between_and_beyond() -> None:
@@ -273,7 +279,7 @@ def test_the_comparison_follows_from_the_committed_times(tmp_path: Path) -> None
     """Fitted again from what was measured: the shipped table, and the committed predictions."""
     samples = Path(__file__).parents[2] / "samples"
     command = [
-        sys.executable, str(samples / "measure_planner.py"),
+        sys.executable, str(samples / "tools" / "measure_planner.py"),
         "--replay", str(samples / "results" / "planner_times_h200.json"),
         "--out", str(tmp_path / "pairs.csv"), "--table", str(tmp_path / "h200.csv"),
     ]  # fmt: skip

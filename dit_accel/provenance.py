@@ -1,0 +1,37 @@
+"""Of what a measurement was made with: versions of packages, the code's commit, the time."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import dit_accel
+
+
+def installed(package: str) -> str:
+    """Version of an installed package, "" where it is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def commit() -> str:
+    """Commit of the code: the variable COMMIT, else what git says of the checkout, else ""."""
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
+    folder = Path(dit_accel.__file__).resolve().parent.parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def now() -> str:
+    """Date and time to the minute, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
