@@ -91,8 +91,11 @@ class Selector(Compute):
 
     def expected(self, blocks: Blocks, batch: int, heads: int) -> float:
         """The launched density to expect before anything ran: the bound of every list."""
-        return self._visits(blocks) * blocks.q.count * (blocks.block_q * blocks.block_k) / (
-            blocks.q_length * blocks.k_length
+        return (
+            self._visits(blocks)
+            * blocks.q.count
+            * (blocks.block_q * blocks.block_k)
+            / (blocks.q_length * blocks.k_length)
         )
 
     def shape(self, blocks: Blocks, batch: int, heads: int) -> Shape:
@@ -133,9 +136,7 @@ class Selector(Compute):
         """
         blocks, batch = context.blocks, context.q.shape[0]
         shape, task = _prepared(blocks, self, batch, context.heads)
-        visits = select_visits(
-            context.q, context.k, blocks, task, context.scale, context.tally
-        )
+        visits = select_visits(context.q, context.k, blocks, task, context.scale, context.tally)
         return BlockPlan(blocks, visits, shape)
 
     def _lists(self, heads: int) -> int:

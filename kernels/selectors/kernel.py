@@ -58,11 +58,13 @@ def _scores(
                 held = first + dims < D
                 q = tl.load(
                     q_at[:, None] + (first + dims)[None, :],
-                    mask=inside[:, None] & held[None, :], other=0.0,
+                    mask=inside[:, None] & held[None, :],
+                    other=0.0,
                 )  # [ROWS, STEP]
                 k = tl.load(
                     k_at + columns[None, :] * stride_kn + (first + dims)[:, None] * stride_kd,
-                    mask=(columns < keys)[None, :] & held[:, None], other=0.0,
+                    mask=(columns < keys)[None, :] & held[:, None],
+                    other=0.0,
                 )  # [STEP, COLUMNS]
                 acc = tl.dot(q, k, acc, input_precision="ieee")
         else:
@@ -125,7 +127,7 @@ def _select(
         score += tl.log(tl.maximum(length, 1).to(tl.float32))[None, :]
         top = tl.max(tl.where(candidate, score, float("-inf")), 1)
         weight = tl.where(candidate, tl.exp(score - top[:, None]), 0.0)
-        target = tl.sum(weight, 1) * mass
+        target = tl.where(inside, tl.sum(weight, 1), 1.0) * mass
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0 is 0
     image = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     image = tl.where(candidate, tl.where(forced, _LARGEST, image), _SMALLEST)
@@ -136,9 +138,7 @@ def _select(
     bit = 1 << 30
     for _ in range(0, 31):
         higher = threshold + bit
-        threshold = tl.where(
-            _reached(image, higher, most, weight, target, MASS), higher, threshold
-        )
+        threshold = tl.where(_reached(image, higher, most, weight, target, MASS), higher, threshold)
         bit = bit >> 1
     above = image > threshold[:, None]
     tied = image == threshold[:, None]
