@@ -8,6 +8,7 @@ on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Te
 
     x, table, block = sides[0]
     nothing = (x[:0], table, block)
-    fields = [
+    fields: list[Any] = [
         field
         for x, table, block in (*sides, nothing)[:2]
         for field in (x, table.order, table.starts, table.lengths, block)

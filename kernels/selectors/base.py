@@ -135,7 +135,7 @@ class Selector(Compute):
         first call with `blocks`, and kept with them.
         """
         blocks, batch = context.blocks, context.q.shape[0]
-        shape, task = _prepared(blocks, self, batch, context.heads)
+        shape, task = prepared(blocks, self, batch, context.heads)
         visits = select_visits(context.q, context.k, blocks, task, context.scale, context.tally)
         return BlockPlan(blocks, visits, shape)
 
@@ -153,7 +153,7 @@ class Selector(Compute):
 
 
 @once
-def _prepared(blocks: Blocks, selector: Selector, batch: int, heads: int) -> tuple[Shape, Task]:
+def prepared(blocks: Blocks, selector: Selector, batch: int, heads: int) -> tuple[Shape, Task]:
     """What the plans of such calls have in common."""
     shape = selector.shape(blocks, batch, heads)
     room = room_of(blocks, batch, shape.heads, heads, shape.most)

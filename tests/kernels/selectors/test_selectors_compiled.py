@@ -24,7 +24,8 @@ fixed = dict(
 )
 signature, attributes = {}, {}
 for place, name in enumerate(_select.arg_names):
-    kinds = {"q_ptr": "*fp32", "k_ptr": "*fp32", "tally_ptr": "*i64", "factor": "fp32", "mass": "fp32"}
+    kinds = {"q_ptr": "*fp32", "k_ptr": "*fp32", "tally_ptr": "*i64"}
+    kinds |= {"factor": "fp32", "mass": "fp32"}
     integers = "*i32" if name.endswith(("_ptr", "lengths")) else "i32"
     signature[name] = "constexpr" if name in fixed else kinds.get(name, integers)
     if name in ("q_ptr", "k_ptr", "stride_kb", "stride_kn", "stride_kh"):
@@ -47,9 +48,10 @@ def test_shared_memory_and_spills(tmp_path: Path) -> None:
     """Shared memory fits every GPU from capability 8.0 on; scores stay in registers."""
     triton = pytest.importorskip("triton")
     minor = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if minor < (3, 6) or not (
-        Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
-    ).exists():
+    if (
+        minor < (3, 6)
+        or not (Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm").exists()
+    ):
         pytest.skip(f"triton {triton.__version__} lacks nvdisasm")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {
