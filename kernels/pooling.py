@@ -7,6 +7,7 @@ on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Te
         for field in (x, table.order, table.starts, table.lengths, block)
     ]
     # The operator costs the host more than the launch: only a compiler needs it.
-    pool = pool_pair if torch.compiler.is_compiling() else launch
+    pool: Callable[..., Any] = pool_pair if torch.compiler.is_compiling() else launch
     return list(pool(*fields, dtype))[: len(sides)]
 
 
