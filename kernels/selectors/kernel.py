@@ -20,13 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.portable.steps import machine_of
 from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
 
 # Scores of a program at most, and of a warp; a program of more columns has fewer rows.
 _HELD = MOST_COLUMNS
 _HELD_BY_WARP = 1 << 10
 _ROWS = 16
-# Up to so many columns scores are products of tiles; shared memory holds _STEP numbers of each.
+# Up to so many columns scores are products of tiles, _STEP numbers of each column at a time.
 _TILED = 1 << 10
 _STEP = 16
 # Nothing is compiled anew for other values of these.
@@ -182,7 +183,7 @@ def launch(
     batch, _, heads, dim = queries.shape
     columns = max(16, triton.next_power_of_2(blocks.k.count))
     rows = min(_ROWS, _HELD // columns)
-    tiled = columns <= _TILED
+    tiled = _tiled(columns, queries.device)
     keys = keys.permute(0, 2, 3, 1) if tiled else _transposed(keys)  # [B, Hkv, D, NK]
     per_sample = lists.count.shape[1]
     programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
@@ -201,6 +202,11 @@ def launch(
             BLOCK_K=blocks.block_k, MASS=task.budget.mass is not None, TALLY=tally is not None,
             num_warps=min(16, max(4, rows * columns // _HELD_BY_WARP)), num_stages=2,
         )  # fmt: skip
+
+
+def _tiled(columns: int, device: torch.device) -> bool:
+    """Whether scores are products of tiles: where shared memory holds the keys of two steps."""
+    return columns <= _TILED and machine_of(device).shared >= (2 * _STEP * columns + 1024) * 4
 
 
 def _transposed(keys: Tensor) -> Tensor:
