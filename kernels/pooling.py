@@ -7,7 +7,9 @@ on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,16 +83,18 @@ def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Te
             )
     if not runs_triton(sides[0][0]):
         return [_mean(x, table, block, dtype) for x, table, block in sides]
-    from dit_accel.kernels.portable.pooling import pool_pair
+    from dit_accel.kernels.portable.pooling import launch, pool_pair
 
     x, table, block = sides[0]
     nothing = (x[:0], table, block)
-    fields = [
+    fields: list[Any] = [
         field
         for x, table, block in (*sides, nothing)[:2]
         for field in (x, table.order, table.starts, table.lengths, block)
     ]
-    return list(pool_pair(*fields, dtype))[: len(sides)]
+    # The operator costs the host more than the launch: only a compiler needs it.
+    pool: Callable[..., Any] = pool_pair if torch.compiler.is_compiling() else launch
+    return list(pool(*fields, dtype))[: len(sides)]
 
 
 def _mean(x: Tensor, table: BlockTable, block: int, dtype: torch.dtype) -> Tensor:

@@ -125,8 +125,7 @@ def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None,
         site = next(site for site in adapter.sites if site.kind == "self")
         block, name = site.blocks, site.attention
     sites = [
-        Site(f"{block}.{layer}.{name}", layer, what.layers, "self")
-        for layer in range(what.layers)
+        Site(f"{block}.{layer}.{name}", layer, what.layers, "self") for layer in range(what.layers)
     ]
     policy = Policy(profile, sites)
     branches = ("cond", "uncond")[: what.forwards]

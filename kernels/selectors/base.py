@@ -91,8 +91,11 @@ class Selector(Compute):
 
     def expected(self, blocks: Blocks, batch: int, heads: int) -> float:
         """The launched density to expect before anything ran: the bound of every list."""
-        return self._visits(blocks) * blocks.q.count * (blocks.block_q * blocks.block_k) / (
-            blocks.q_length * blocks.k_length
+        return (
+            self._visits(blocks)
+            * blocks.q.count
+            * (blocks.block_q * blocks.block_k)
+            / (blocks.q_length * blocks.k_length)
         )
 
     def shape(self, blocks: Blocks, batch: int, heads: int) -> Shape:
@@ -132,10 +135,8 @@ class Selector(Compute):
         first call with `blocks`, and kept with them.
         """
         blocks, batch = context.blocks, context.q.shape[0]
-        shape, task = _prepared(blocks, self, batch, context.heads)
-        visits = select_visits(
-            context.q, context.k, blocks, task, context.scale, context.tally
-        )
+        shape, task = prepared(blocks, self, batch, context.heads)
+        visits = select_visits(context.q, context.k, blocks, task, context.scale, context.tally)
         return BlockPlan(blocks, visits, shape)
 
     def _lists(self, heads: int) -> int:
@@ -152,7 +153,7 @@ class Selector(Compute):
 
 
 @once
-def _prepared(blocks: Blocks, selector: Selector, batch: int, heads: int) -> tuple[Shape, Task]:
+def prepared(blocks: Blocks, selector: Selector, batch: int, heads: int) -> tuple[Shape, Task]:
     """What the plans of such calls have in common."""
     shape = selector.shape(blocks, batch, heads)
     room = room_of(blocks, batch, shape.heads, heads, shape.most)

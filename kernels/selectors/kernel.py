@@ -20,13 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.portable.steps import machine_of
 from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
 
 # Scores of a program at most, and of a warp; a program of more columns has fewer rows.
 _HELD = MOST_COLUMNS
 _HELD_BY_WARP = 1 << 10
 _ROWS = 16
-# Up to so many columns scores are products of tiles; shared memory holds _STEP numbers of each.
+# Up to so many columns scores are products of tiles, _STEP numbers of each column at a time.
 _TILED = 1 << 10
 _STEP = 16
 # Nothing is compiled anew for other values of these.
@@ -58,11 +59,13 @@ def _scores(
                 held = first + dims < D
                 q = tl.load(
                     q_at[:, None] + (first + dims)[None, :],
-                    mask=inside[:, None] & held[None, :], other=0.0,
+                    mask=inside[:, None] & held[None, :],
+                    other=0.0,
                 )  # [ROWS, STEP]
                 k = tl.load(
                     k_at + columns[None, :] * stride_kn + (first + dims)[:, None] * stride_kd,
-                    mask=(columns < keys)[None, :] & held[:, None], other=0.0,
+                    mask=(columns < keys)[None, :] & held[:, None],
+                    other=0.0,
                 )  # [STEP, COLUMNS]
                 acc = tl.dot(q, k, acc, input_precision="ieee")
         else:
@@ -125,7 +128,7 @@ def _select(
         score += tl.log(tl.maximum(length, 1).to(tl.float32))[None, :]
         top = tl.max(tl.where(candidate, score, float("-inf")), 1)
         weight = tl.where(candidate, tl.exp(score - top[:, None]), 0.0)
-        target = tl.sum(weight, 1) * mass
+        target = tl.where(inside, tl.sum(weight, 1), 1.0) * mass
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0 is 0
     image = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     image = tl.where(candidate, tl.where(forced, _LARGEST, image), _SMALLEST)
@@ -136,9 +139,7 @@ def _select(
     bit = 1 << 30
     for _ in range(0, 31):
         higher = threshold + bit
-        threshold = tl.where(
-            _reached(image, higher, most, weight, target, MASS), higher, threshold
-        )
+        threshold = tl.where(_reached(image, higher, most, weight, target, MASS), higher, threshold)
         bit = bit >> 1
     above = image > threshold[:, None]
     tied = image == threshold[:, None]
@@ -182,7 +183,7 @@ def launch(
     batch, _, heads, dim = queries.shape
     columns = max(16, triton.next_power_of_2(blocks.k.count))
     rows = min(_ROWS, _HELD // columns)
-    tiled = columns <= _TILED
+    tiled = _tiled(columns, queries.device)
     keys = keys.permute(0, 2, 3, 1) if tiled else _transposed(keys)  # [B, Hkv, D, NK]
     per_sample = lists.count.shape[1]
     programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
@@ -201,6 +202,11 @@ def launch(
             BLOCK_K=blocks.block_k, MASS=task.budget.mass is not None, TALLY=tally is not None,
             num_warps=min(16, max(4, rows * columns // _HELD_BY_WARP)), num_stages=2,
         )  # fmt: skip
+
+
+def _tiled(columns: int, device: torch.device) -> bool:
+    """Whether scores are products of tiles: where shared memory holds the keys of two steps."""
+    return columns <= _TILED and machine_of(device).shared >= (2 * _STEP * columns + 1024) * 4
 
 
 def _transposed(keys: Tensor) -> Tensor:
