@@ -8,6 +8,7 @@ on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 

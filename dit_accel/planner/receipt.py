@@ -38,9 +38,7 @@ def plan_row(
         "blocks": blocks,
         "cut": "blocks",
         "waste": (
-            None
-            if backend in ("torch", "reference")
-            else blocks * plan.shape.block_q / video - 1
+            None if backend in ("torch", "reference") else blocks * plan.shape.block_q / video - 1
         ),
         "launched_density": plan.launched_density(backend),
         "predicted_ms": None,

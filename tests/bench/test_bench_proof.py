@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -112,7 +111,9 @@ def test_mistakes_are_found(size: str, inputs: Inputs) -> None:
         change(wrong)
         return dense_softmax(inputs, wrong).float()
 
-    dropped = without(lambda m: m[0, :128, int(plan.visits.entries(0, 0, 0)[0][0]) * 128].fill_(False))
+    dropped = without(
+        lambda m: m[0, :128, int(plan.visits.entries(0, 0, 0)[0][0]) * 128].fill_(False)
+    )
     more = without(lambda m: m[0, -1].fill_(True))
     zeros_counted = right * 0.9
     unwritten = right.clone()

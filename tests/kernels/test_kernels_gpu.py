@@ -153,9 +153,7 @@ def test_a_plan_made_on_the_gpu_waits_for_nothing(
         means = pool_queries_and_keys(q, k, blocks)
         visible = torch.einsum("bqhd,bkhd->bhqk", *means) > 0
         lists = visits_from_mask(visible, tables.lengths == 128, width=8)
-        return block_sparse_attention(
-            q, k, v, BlockPlan(blocks, lists, shape), backend=backend
-        )
+        return block_sparse_attention(q, k, v, BlockPlan(blocks, lists, shape), backend=backend)
 
     call()  # compiles
     torch.cuda.synchronize()

@@ -88,7 +88,9 @@ def test_tiles_that_are_rows_of_the_raster(text: int, kind: Any) -> None:
     layout = TokenLayout((5, 2, 50), after=text)
     rule = SlidingTile({"tiles": [3, 1, 1]}, [1, 2, 50])
     plan = rule.build(layout, "cpu", layout_kind=kind)
-    assert plan_obstacle(plan.shape) is None and plan.blocks.box is None and not plan.shape.scattered
+    assert (
+        plan_obstacle(plan.shape) is None and plan.blocks.box is None and not plan.shape.scattered
+    )
     check(plan, layout, 1, 2)
 
 
