@@ -68,11 +68,13 @@ def random_plan(
     count = torch.full(index.shape[:3], visits, dtype=torch.int32, device=device)
     whole = (k_lengths == block_k)[index.long()].sum(-1, dtype=torch.int32)
     starts = [(lengths.cumsum(0) - lengths).int() for lengths in (q_lengths, k_lengths)]
-    tables = (
-        BlockTable(None, first, lengths[None])
-        for first, lengths in zip(starts, (q_lengths, k_lengths), strict=True)
+    blocks = Blocks(
+        BlockTable(None, starts[0], q_lengths[None]),
+        BlockTable(None, starts[1], k_lengths[None]),
+        length,
+        length,
+        block_k=block_k,
     )
-    blocks = Blocks(*tables, length, length, block_k=block_k, video_blocks=queries, covers=True)
     first = torch.arange(count.numel(), dtype=torch.int32, device=device) * visits
     return plan_of(blocks, Visits(first.view(count.shape), whole, count, count, index.flatten()))
 
@@ -186,8 +188,8 @@ def _sliding(
     window = "/".join(f"{value:g}" for value in pattern.window.values)
     plan = plan_for(case.layout, pattern, device, layout_kind=layout_kind)
     moved = "moved" if moves_tokens(backend, plan) else "gathered"
-    box = plan.shape.box
-    box = "x".join(map(str, box)) + " boxes" if box else f"{moved} tiles"
+    shape = plan.shape
+    box = "x".join(map(str, shape.box)) + " boxes" if shape.box else f"{moved} tiles"
     return plan, f"window {window}, {box}"
 
 

@@ -50,24 +50,25 @@ class Deal:
 @once
 def dealt(blocks: Blocks, lines: int, programs: int, visits: float) -> Deal:
     """The deal of `lines` (samples x heads) times all query blocks, with so many visits expected
-    of a video block."""
+    of a block on average."""
     by, together = deal_weights(), 128 // blocks.block_k
-    every = blocks.q.count
+    every, longest = blocks.q.count, blocks.k.count
     first, video = blocks.first_video, blocks.video_blocks
     if not video:
         first, video = 0, every
-    long = lines * (every - video)
+    text = every - video
+    short = (visits * every - text * longest) / max(1, video)
     long_weight, weight = (
-        by.item + by.tile * max(1.0, n / together) for n in (blocks.k.count, visits)
+        by.item + by.tile * max(1.0, n / together) for n in (longest, short)
     )
-    owners = in_rounds(long, lines, video, long_weight / weight, programs)
+    owners = in_rounds(lines * text, lines, video, long_weight / weight, programs)
     by_program = np.argsort(owners, kind="stable")
     slots = np.empty_like(owners)
     slots[by_program] = np.arange(len(owners), dtype=np.int32)
     firsts = np.searchsorted(owners[by_program], np.arange(programs)).astype(np.int32)
     work = np.stack([firsts, np.zeros_like(firsts)], -1)
-    there = (torch.from_numpy(part).to(blocks.device) for part in (owners, slots, work))
-    return Deal(*there, first, video)
+    there = [torch.from_numpy(part).to(blocks.device) for part in (owners, slots, work)]
+    return Deal(there[0], there[1], there[2], first, video)
 
 
 @once

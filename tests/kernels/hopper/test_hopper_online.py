@@ -18,7 +18,7 @@ from dit_accel.kernels.hopper.deal import first_free, in_rounds
 from dit_accel.kernels.hopper.lists import ITEM_WEIGHT, START, TILE_WEIGHT, WorkLists, work_lists
 from dit_accel.kernels.hopper.online import dealt, emit, emit_in_torch, online_lists
 from dit_accel.kernels.patterns import pattern
-from dit_accel.kernels.plan import BlockPlan, ListKinds, shape_of
+from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 
 Make = Callable[..., Any]
@@ -84,18 +84,12 @@ def test_runs(
     check(plan, 2, 3, monkeypatch)
 
 
-def wan(heads: int, text: int, most: int, expected: float | None = None) -> tuple[Blocks, Any]:
-    """Blocks and shape of 591 video blocks (Wan 14B, 81 frames of 720p: 75,600 tokens)."""
-    video, every = 591, 591 + text
-    starts = torch.arange(every, dtype=torch.int32) * 128
-    table = BlockTable(None, starts, torch.full((1, every), 128, dtype=torch.int32))
-    length = every * 128
-    blocks = Blocks(table, table, length, length, video_blocks=video, covers=True)
-    shape = shape_of(
-        blocks, batch=1, heads=heads, kinds=ListKinds(True, False, False), most=most, entries=0,
-        visits=expected or float(most), online=True,
-    )  # fmt: skip
-    return blocks, shape
+def wan(text: int) -> Blocks:
+    """591 video blocks (Wan 14B, 81 frames of 720p: 75,600 tokens), then text."""
+    starts = torch.arange(591 + text, dtype=torch.int32) * 128
+    table = BlockTable(None, starts, torch.full_like(starts, 128)[None])
+    length = len(starts) * 128
+    return Blocks(table, table, length, length, video_blocks=591, covers=True)
 
 
 def loads(count: torch.Tensor, blocks: Blocks, visits: float, programs: int) -> np.ndarray:
@@ -123,10 +117,8 @@ def test_the_deal_is_as_even_as_the_greedy_one(
         level = torch.rand(heads, 1, generator=generator) * 0.8 + 0.2
         noise = torch.rand(heads, 591, generator=generator) ** 2
         count = (most * level * (0.2 + 0.8 * noise)).int().clamp_min(1).long()
-    expected = float(count.double().mean())
     rows = torch.cat([count, torch.full((heads, text), 591 + text)], 1)
-    blocks, _ = wan(heads, text, most)
-    found = loads(rows, blocks, expected, 132)
+    found = loads(rows, wan(text), float(rows.double().mean()), 132)
     weights = TILE_WEIGHT * rows.flatten().sort(descending=True).values + ITEM_WEIGHT
     greedy = np.zeros(132)
     np.add.at(greedy, first_free(weights.int(), 132).numpy(), weights.numpy())
