@@ -58,9 +58,7 @@ def dealt(blocks: Blocks, lines: int, programs: int, visits: float) -> Deal:
         first, video = 0, every
     text = every - video
     short = (visits * every - text * longest) / max(1, video)
-    long_weight, weight = (
-        by.item + by.tile * max(1.0, n / together) for n in (longest, short)
-    )
+    long_weight, weight = (by.item + by.tile * max(1.0, n / together) for n in (longest, short))
     owners = in_rounds(lines * text, lines, video, long_weight / weight, programs)
     by_program = np.argsort(owners, kind="stable")
     slots = np.empty_like(owners)
