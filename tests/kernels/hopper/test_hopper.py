@@ -296,6 +296,48 @@ def test_same_bits(qkv: Make, device: torch.device, monkeypatch: pytest.MonkeyPa
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("block_k", [128, 64])
+def test_online_runs(block_k: int, qkv: Make, runs_plan: Make) -> None:
+    """The same bits as the static plan's: lists per sample and head, some empty."""
+    plan, _ = runs_plan(
+        [128, 17, 128, 65], [block_k, 3, block_k, block_k, 20], batch=2, heads=4, block_k=block_k,
+        keep=0.3,
+    )  # fmt: skip
+    q, k, v = qkv(338, 3 * block_k + 23, batch=2, heads=4, dim=128, dtype=torch.bfloat16)
+    check_online(plan, q, k, v)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", ["boxes", "gather"])
+@pytest.mark.parametrize("layout", LAYOUTS[3:], ids=str)
+def test_online_tiles(
+    layout: TokenLayout, kind: Any, exact: bool, qkv: Make, device: torch.device
+) -> None:
+    """Boxes, tiles that are moved, token rules, text whose length differs by sample."""
+    if exact and kind == "gather":
+        pytest.skip("the kernel has token rules for boxes alone")
+    rule = pattern("neighborhood", window={"tokens": [3, 5, 7]}, tile=[2, 8, 8], exact=exact)
+    plan = rule.build(layout, device, layout_kind=kind)
+    batch = len(layout.valid or (0,))
+    q, k, v = qkv(layout.length, batch=batch, heads=4, dim=64, dtype=torch.float16)
+    check_online(plan, q, k, v)
+
+
+def check_online(plan: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """A plan taken for one that was made on the device: the same bits, nothing read back."""
+    call = {"backend": "hopper", "return_lse": True}
+    expected = block_sparse_attention(q, k, v, plan, **call)
+    online = replace(plan, shape=replace(plan.shape, online=True), known=None)
+    block_sparse_attention(q, k, v, online, **call)  # compiles, and deals
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = block_sparse_attention(q, k, v, replace(online), **call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @DIMS
 @pytest.mark.parametrize("kind", ["boxes", "gather"])
 @pytest.mark.parametrize("text", [0, 77])

@@ -4,6 +4,7 @@ before anything is known of them."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -146,6 +147,16 @@ def test_more_long_items_than_programs() -> None:
     assert load.sum() == 59 and load.max() - load.min() <= 3
     assert in_rounds(0, 1, 3, 1.0, 3).tolist() == [0, 1, 2]
     assert in_rounds(2, 1, 0, 1.0, 2).tolist() == [0, 1]
+
+
+def test_nobody_is_idle() -> None:
+    """The kernel relies on it: as many items as programs are enough for each to have one."""
+    for long, lines, short in itertools.product((0, 1, 3, 7), (1, 2, 5), (1, 2, 3, 8)):
+        total = long + lines * short
+        for programs in range(1, total + 1):
+            owners = in_rounds(long, lines, short, 6.5, programs)
+            assert len(owners) == total
+            assert np.bincount(owners, minlength=programs).min() >= 1
 
 
 def test_even_lists_need_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
