@@ -303,7 +303,8 @@ def launch(
     scale: float | None = None,
 ) -> torch.Tensor:
     """Run a choice of `planned` under the clock; a call that compiles its kernel is timed apart."""
-    variant = (backend, query.dtype, query.shape[-1], plan.block_q, plan.block_k, plan.list_kinds)
+    shape = plan.shape
+    variant = (backend, query.dtype, query.shape[-1], shape.block_q, shape.block_k, shape.kinds)
     first = backend in COMPILED and variant not in state.warm
     state.warm.add(variant)
     timer = state.recorder.compilation if first else state.recorder.attention

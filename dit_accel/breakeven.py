@@ -58,18 +58,18 @@ def effort(backend: str, device: str, plan: BlockPlan) -> float:
     """
     cost = MEASURED.get((backend, device))
     slope = 1.0 if cost is None else cost.slope
-    moving = MOVING / plan.q_length if moves_tokens(backend, plan) else 0.0
+    moving = MOVING / plan.blocks.q_length if moves_tokens(backend, plan) else 0.0
     visit = _mean_visit(plan) if backend == "hopper" else 1.0
     return slope * visit * plan.launched_density(backend) + moving
 
 
 def _mean_visit(plan: BlockPlan) -> float:
     """Of the Hopper kernel."""
-    if plan.list_kinds.partial:
+    if plan.shape.kinds.partial:
         return 1.0
-    whole, short = BESIDE_TEXT if plan.mixed else ALONE
-    full, bare, *_ = plan.entries
-    share = bare / max(1, full)
+    whole, short = BESIDE_TEXT if plan.shape.mixed else ALONE
+    counts = plan.counts
+    share = counts.whole / max(1, counts.whole + counts.short)
     return share * whole + (1 - share) * short
 
 

@@ -17,23 +17,11 @@ from dit_accel.errors import unknown
 from dit_accel.kernels.blocks import BlockForm
 from dit_accel.kernels.libraries.fa4 import fa4_attention, fa4_missing, fa4_obstacle
 from dit_accel.kernels.libraries.flex import flex_attention, flex_missing, flex_obstacle
-from dit_accel.kernels.machine import (
-    HOPPER_TRITON,
-    gluon_machine,
-    interpreted,
-    runs_triton,
-    triton_machine,
-    triton_missing,
-)
+from dit_accel.kernels.machine import gluon_machine, interpreted, triton_machine
 from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan, Forward, Shape
 from dit_accel.kernels.reference import reference_attention
 from dit_accel.kernels.torch_backend import torch_attention
-
-__all__ = [
-    "AUTOMATIC", "BACKENDS", "HOPPER_TRITON", "LAYOUT_KINDS", "Backend", "available", "choose",
-    "eligible", "interpreted", "layout_kind", "moves_tokens", "runs_triton", "triton_missing",
-]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = (32, 256)

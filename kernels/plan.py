@@ -256,9 +256,13 @@ class BlockPlan:
         """The same plan on another device."""
         if torch.device(device) == self.device:
             return self
-        mask, pooled = (None if x is None else x.to(device) for x in (self.mask, self.pooled))
-        blocks, visits = self.blocks.to(device), self.visits.to(device)
-        return replace(self, blocks=blocks, visits=visits, mask=mask, pooled=pooled)
+        return replace(
+            self,
+            blocks=self.blocks.to(device),
+            visits=self.visits.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+            pooled=None if self.pooled is None else self.pooled.to(device),
+        )
 
     @cached_property
     def launch_order(self) -> Tensor:

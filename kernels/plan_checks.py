@@ -147,7 +147,9 @@ def _check_claims(plan: BlockPlan) -> None:
     if any(found and not said for said, found in zip(shape.kinds, there, strict=True)):
         raise DitAccelError(f"plan.shape.kinds: expected at least {there}, got {shape.kinds}.")
     video = slice(blocks.first_video, blocks.first_video + blocks.video_blocks)
-    longest = int(lists.count[..., video].max()) if blocks.video_blocks and lists.count.numel() else 0
+    longest = (
+        int(lists.count[..., video].max()) if blocks.video_blocks and lists.count.numel() else 0
+    )
     if longest > shape.most:
         raise DitAccelError(f"plan.shape.most: expected at least {longest}, got {shape.most}.")
     known = {

@@ -30,7 +30,8 @@ def dense_mask(plan: BlockPlan, batch: int, heads: int) -> Tensor:
             full, masked = plan.visits.entries(b, h, block)
             for key in full.tolist():
                 mask[b, h, queries[:, None], k_tokens[key][k_real[key]]] = True
-            for key in masked.tolist() if plan.mask is not None else ():
+            for key in masked.tolist():
+                assert plan.mask is not None, "`validate` asks for it"
                 keys = k_tokens[key][k_real[key]]
                 mask[b, h, queries[:, None], keys] |= plan.mask.allowed(queries, keys)
     return mask

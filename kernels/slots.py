@@ -64,8 +64,16 @@ def slot_blocks(blocks: Blocks) -> Blocks:
 def slot_plan(plan: BlockPlan) -> BlockPlan:
     """The plan over slots; it has no token rule."""
     blocks = slot_blocks(plan.blocks)
-    facts = {"scattered": False, "gathered": False, "mixed": False, "in_place": False}
-    return replace(plan, blocks=blocks, shape=replace(plan.shape, box=None, grid=None, **facts))
+    shape = replace(
+        plan.shape,
+        box=None,
+        grid=None,
+        scattered=False,
+        gathered=False,
+        mixed=False,
+        in_place=False,  # nobody asks
+    )
+    return replace(plan, blocks=blocks, shape=shape)
 
 
 def attend_in_slots(

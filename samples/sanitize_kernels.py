@@ -18,10 +18,11 @@ import torch
 
 from dit_accel.kernels.backends import BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.merge import merge
+from dit_accel.kernels.blocks import Blocks, BlockTable
+from dit_accel.kernels.parts import merge
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.permute import block_order, gather
-from dit_accel.kernels.plan import BlockPlan, BlockTable, TokenMask, lists_from_mask
+from dit_accel.kernels.plan import BlockPlan, TokenMask, plan_of, visits_from_mask
 from dit_accel.kernels.pooling import PooledKeys, pool_blocks, pooled_keys
 from dit_accel.kernels.portable import merge as portable_merge
 from dit_accel.kernels.portable import permute as portable_permute
@@ -129,24 +130,22 @@ def mixed(
     chosen = torch.rand((2, 4, 3, 6), generator=generator)
     full, masked = chosen < 0.4, chosen > 0.7
     full[0, 0, 0] = masked[0, 0, 0] = False
-    count, index, whole = lists_from_mask(full, tables[1].lengths == bk)
+    whole = tables[1].lengths == bk
     lq, lk = map(sum, sizes)
-    plan = BlockPlan(tables[0], tables[1], count, index, lq, lk, bq, bk, whole)
+    blocks = Blocks(tables[0], tables[1], lq, lk, bq, bk)
     q, k, v = inputs(lq, lk, dim, dtype, device)
     if not all_kinds:
+        plan = plan_of(blocks, visits_from_mask(full, whole))
         return Call(name, plan.validate().to(device), q, k, v)
     coords = [torch.randint(0, 4, (n, 3), generator=generator, dtype=torch.int32) for n in (lq, lk)]
-    partial_count, partial_index, _ = lists_from_mask(masked)
-    pooled_count, pooled_index, _ = lists_from_mask(~full & ~masked)
-    plan = replace(
-        plan,
-        partial_count=partial_count,
-        partial_index=partial_index,
-        token_mask=TokenMask("box", (1, 2, 1), coords[0], coords[1]),
-        pooled_count=pooled_count,
-        pooled_index=pooled_index,
+    others = visits_from_mask(~full & ~masked)
+    plan = plan_of(
+        blocks,
+        visits_from_mask(full, whole, masked),
+        TokenMask("box", (1, 2, 1), coords[0], coords[1]),
+        replace(others, whole=others.count),
     ).to(device)
-    pooled = pooled_keys(k, v, plan.k_blocks, bk)
+    pooled = pooled_keys(k, v, plan.blocks.k, bk)
     return Call(f"{name}, all kinds", plan.validate(pooled), q, k, v, pooled)
 
 
@@ -155,7 +154,7 @@ def token_kernels(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     call = mixed(96, torch.float16, False, (128, 128), True, device)
-    table, on_cpu = call.plan.k_blocks, call.plan.k_blocks.to("cpu")
+    table, on_cpu = call.plan.blocks.k, call.plan.blocks.k.to("cpu")
     means = pool_blocks(call.k, table)
     index = block_order(table, 128)
     (moved,) = gather([call.k], index)

@@ -29,7 +29,8 @@ from dit_accel.bench.plans import random_plan
 from dit_accel.bench.proof import expected_rows, poisoned, prove
 from dit_accel.bench.timing import measure
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.blocks import BlockTable
+from dit_accel.kernels.plan import BlockPlan, plan_of
 from dit_accel.kernels.portable import steps
 from dit_accel.kernels.portable.steps import Config, machine_of, padded_dim, pick_config
 from dit_accel.layout import TokenLayout
@@ -59,22 +60,20 @@ class Problem:
     def plan(self, device: torch.device) -> BlockPlan:
         plan = random_plan(self.length, self.density, device, block_k=self.block_k)
         if self.block_q == 64:  # each query block in two halves with the same list
-            lists = ("full_count", "full_index", "unmasked_count")
-            twice = {name: getattr(plan, name).repeat_interleave(2, 2) for name in lists}
+            counts = ("start", "whole", "full", "count")
+            twice = {name: getattr(plan.visits, name).repeat_interleave(2, 2) for name in counts}
             starts = torch.arange(0, self.length, 64, dtype=torch.int32, device=device)
             halves = BlockTable(None, starts, torch.full_like(starts, 64)[None])
-            plan = replace(plan, q_blocks=halves, block_q=64, **twice)
+            blocks = replace(plan.blocks, q=halves, block_q=64, video_blocks=len(starts))
+            plan = plan_of(blocks, replace(plan.visits, **twice))
         if not self.gathered:
             return plan
         generator = torch.Generator(device=device).manual_seed(0)
         runs = self.length // 8  # as rows of a tile are: 8 tokens side by side
         order = torch.randperm(runs, generator=generator, device=device)[:, None] * 8
         order = (order + torch.arange(8, device=device)).flatten().int()
-        return replace(
-            plan,
-            q_blocks=replace(plan.q_blocks, order=order),
-            k_blocks=replace(plan.k_blocks, order=order),
-        )
+        q, k = (replace(table, order=order) for table in (plan.blocks.q, plan.blocks.k))
+        return plan_of(replace(plan.blocks, q=q, k=k), plan.visits)
 
 
 @dataclass(frozen=True)

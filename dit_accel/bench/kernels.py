@@ -14,8 +14,9 @@ from dit_accel.bench.plans import PLAN_KINDS, layout_kinds_of
 from dit_accel.bench.proof import Expected, expected_dense, expected_rows, poisoned, prove
 from dit_accel.bench.records import FAILED, OK, SKIPPED, WRONG, Row
 from dit_accel.bench.timing import Rotation, Timing, first_calls, measure
-from dit_accel.kernels.backends import BACKENDS, eligible, interpreted
+from dit_accel.kernels.backends import BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
+from dit_accel.kernels.machine import interpreted
 from dit_accel.kernels.plan import BlockPlan
 
 FAILURE_LENGTH = 160
@@ -137,7 +138,7 @@ def _plan_rows(
         row = replace(
             row,
             note=note,
-            blocks=f"{plan.block_q}x{plan.block_k}",
+            blocks=f"{plan.shape.block_q}x{plan.shape.block_k}",
             launched_density=plan.launched_density(backend),
             kept_density=plan.kept_density(),
         )

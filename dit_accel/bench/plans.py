@@ -13,11 +13,12 @@ from dit_accel.bench.cases import Case
 from dit_accel.breakeven import effort
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.geometry.tiling import clipped_split
 from dit_accel.kernels.patterns import plan_for
 from dit_accel.kernels.patterns.base import LayoutKind, kind_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.plan import BlockPlan, Visits, plan_of
 from dit_accel.layout import TokenLayout
 
 FRAMES = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
@@ -65,17 +66,15 @@ def random_plan(
     count = torch.full(index.shape[:3], visits, dtype=torch.int32, device=device)
     whole = (k_lengths == block_k)[index.long()].sum(-1, dtype=torch.int32)
     starts = [(lengths.cumsum(0) - lengths).int() for lengths in (q_lengths, k_lengths)]
-    return BlockPlan(
-        q_blocks=BlockTable(None, starts[0], q_lengths[None]),
-        k_blocks=BlockTable(None, starts[1], k_lengths[None]),
-        full_count=count,
-        full_index=index,
-        q_length=length,
-        k_length=length,
-        block_q=128,
+    blocks = Blocks(
+        BlockTable(None, starts[0], q_lengths[None]),
+        BlockTable(None, starts[1], k_lengths[None]),
+        length,
+        length,
         block_k=block_k,
-        unmasked_count=whole,
     )
+    first = torch.arange(count.numel(), dtype=torch.int32, device=device) * visits
+    return plan_of(blocks, Visits(first.view(count.shape), whole, count, count, index.flatten()))
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def _made(
 ) -> Made:
     plan = pattern.build(layout, torch.device("cpu"), layout_kind=kind)
     launched = plan.launched_density("torch" if kind == "lengths" else "triton")
-    return Made(launched, plan.block_q, effort(backend, device, plan) / plan.kept_density())
+    return Made(launched, plan.shape.block_q, effort(backend, device, plan) / plan.kept_density())
 
 
 def layout_kinds_of(backend: str, device: torch.device) -> tuple[LayoutKind, ...]:
@@ -186,7 +185,8 @@ def _sliding(
     window = "/".join(f"{value:g}" for value in pattern.window.values)
     plan = plan_for(case.layout, pattern, device, layout_kind=layout_kind)
     moved = "moved" if moves_tokens(backend, plan) else "gathered"
-    box = "x".join(map(str, plan.box)) + " boxes" if plan.box else f"{moved} tiles"
+    shape = plan.shape
+    box = "x".join(map(str, shape.box)) + " boxes" if shape.box else f"{moved} tiles"
     return plan, f"window {window}, {box}"
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_accel.kernels.plan import BlockPlan, BlockTable
+from dit_accel.kernels.blocks import BlockTable
+from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.reference import reference_attention
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 8e-3}
@@ -113,10 +114,8 @@ def sampled_blocks(
     plan: BlockPlan, batch: int, heads: int, samples: int
 ) -> list[tuple[int, int, int]]:
     """(sample, head, query block): first, last, shortest, longest list, others spread evenly."""
-    lengths = plan.q_blocks.lengths[0]
-    work = plan.full_count.sum((0, 1))
-    if plan.partial_count is not None:
-        work = work + plan.partial_count.sum((0, 1))
+    lengths = plan.blocks.q.lengths[0]
+    work = plan.visits.count.sum((0, 1))
     filled = lengths.nonzero()[:, 0]
     spread = torch.linspace(0, len(filled) - 1, max(2, samples - 3), device=filled.device)
     shortest = lengths[filled].argmin()
@@ -127,26 +126,18 @@ def sampled_blocks(
 def _block_rows(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, b: int, h: int, block: int
 ) -> Expected:
-    queries = _tokens(plan.q_blocks, b, torch.tensor([block], device=q.device))
-    full = _listed(plan.full_count, plan.full_index, b, h, block)
-    keys = _tokens(plan.k_blocks, b, full)
+    queries = _tokens(plan.blocks.q, b, torch.tensor([block], device=q.device))
+    full, masked = plan.visits.entries(b, h, block)
+    keys = _tokens(plan.blocks.k, b, full.long())
     allowed = torch.ones(len(queries), len(keys), dtype=torch.bool, device=q.device)
-    mask = plan.token_mask
-    if plan.partial_count is not None and plan.partial_index is not None and mask is not None:
-        masked = _tokens(
-            plan.k_blocks, b, _listed(plan.partial_count, plan.partial_index, b, h, block)
-        )
-        keys = torch.cat([keys, masked])
-        allowed = torch.cat([allowed, mask.allowed(queries, masked)], 1)
+    if plan.mask is not None:
+        some = _tokens(plan.blocks.k, b, masked.long())
+        keys = torch.cat([keys, some])
+        allowed = torch.cat([allowed, plan.mask.allowed(queries, some)], 1)
     head = h // (q.shape[2] // k.shape[2])
     scores = q[b, queries, h].double() @ k[b, keys, head].double().mT * scale
     weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
     return Expected(b, h, queries, weights @ v[b, keys, head].double())
-
-
-def _listed(count: Tensor, index: Tensor, b: int, h: int, block: int) -> Tensor:
-    row = (b if count.shape[0] > 1 else 0, h if count.shape[1] > 1 else 0, block)
-    return index[row][: int(count[row])].long()
 
 
 def _tokens(table: BlockTable, b: int, blocks: Tensor) -> Tensor:

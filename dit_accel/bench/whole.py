@@ -108,7 +108,7 @@ def permutation(case: Case, copy_gbytes_per_s: float, options: Options) -> Row:
     q, k, v = inputs = make_inputs(case, options.dtype, options.device)
     pattern, _ = sliding_tile(case.layout, WHOLE_DENSITY, "triton", options.device, options.tile)
     plan = plan_for(case.layout, pattern, options.device, layout_kind="gather")
-    index = block_order(plan.k_blocks, plan.block_k)
+    index = block_order(plan.blocks.k, plan.shape.block_k)
     row = Row(
         "permutation", case.name, "q, k, v to block order", "sliding_tile", batch=1,
         heads=case.heads, tokens=case.layout.length, head_dim=case.head_dim,

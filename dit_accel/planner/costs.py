@@ -132,8 +132,8 @@ class CostTable:
         known = self.of(backend, head_dim, kernel_of(backend, plan, moved=moved))
         moving = 0.0
         if moved:
-            moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.q_length)
-        prices = known.prices(plan.token_mask)
+            moving = self.passes_ms(MOVING, batch * heads * head_dim * plan.blocks.q_length)
+        prices = known.prices(plan.mask)
         work = work_of(plan, backend, batch, heads, self.programs)
         spent = known.launch + float(prices @ work.busiest(prices, self.programs))
         return moving + self.clock.ms(spent, visit_flops(work.visits, head_dim))
@@ -154,10 +154,10 @@ def visit_flops(visits: float, head_dim: int) -> float:
 
 def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
     """The name that a call's kernel has in tables: the backend, and what sets the kernel apart."""
-    if backend == "triton" and plan.k_blocks.order is not None:
+    if backend == "triton" and plan.shape.gathered:
         return "triton gathered"
-    if backend == "hopper" and not moved and plan.box is not None:
-        return "hopper mixed" if plan.mixed else "hopper"
+    if backend == "hopper" and not moved and plan.shape.box is not None:
+        return "hopper mixed" if plan.shape.mixed else "hopper"
     return backend
 
 

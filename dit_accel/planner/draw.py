@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.plan import BlockPlan, block_tokens, listed_entries
+from dit_accel.kernels.blocks import block_tokens
+from dit_accel.kernels.plan import BlockPlan
 
 if TYPE_CHECKING:
     from dit_accel.planner.forecast import Forecast
@@ -73,16 +74,16 @@ def _place(query: Any) -> tuple[int, int, int]:
 def query_sees(plan: BlockPlan, token: int, head: int = 0) -> np.ndarray:
     """uint8 [Lk]: 2 for keys that enter the query's softmax, 1 for computed but masked ones, 0."""
     head = min(head, plan.heads - 1)
-    q_tokens, q_real = block_tokens(plan.q_blocks, 0, plan.block_q)
+    blocks = plan.blocks
+    q_tokens, q_real = block_tokens(blocks.q, 0, blocks.block_q)
     block = int(((q_tokens == token) & q_real).any(-1).nonzero()[0])
-    k_tokens, k_real = block_tokens(plan.k_blocks, 0, plan.block_k)
-    seen = np.zeros(plan.k_length, np.uint8)
-    full = plan.full_index[0, head, block][: int(plan.full_count[0, head, block])].long()
+    k_tokens, k_real = block_tokens(blocks.k, 0, blocks.block_k)
+    seen = np.zeros(blocks.k_length, np.uint8)
+    full, masked = (some.long() for some in plan.visits.entries(0, head, block))
     seen[k_tokens[full][k_real[full]].cpu().numpy()] = 2
-    if plan.partial_count is not None and plan.partial_index is not None and plan.token_mask:
-        some = plan.partial_index[0, head, block][: int(plan.partial_count[0, head, block])].long()
-        keys = k_tokens[some][k_real[some]]
-        kept = plan.token_mask.allowed(q_tokens.new_tensor([token]), keys)[0]
+    if plan.mask is not None:
+        keys = k_tokens[masked][k_real[masked]]
+        kept = plan.mask.allowed(q_tokens.new_tensor([token]), keys)[0]
         seen[keys.cpu().numpy()] = 1 + kept.cpu().numpy().astype(np.uint8)
     return seen
 
@@ -90,16 +91,11 @@ def query_sees(plan: BlockPlan, token: int, head: int = 0) -> np.ndarray:
 def block_mask(plan: BlockPlan, head: int = 0) -> np.ndarray:
     """uint8 [NQ, NK]: 2 for full visits, 1 for partial ones, 0 for none."""
     head = min(head, plan.heads - 1)
-    mask = np.zeros((plan.q_blocks.count, plan.k_blocks.count), np.uint8)
-    for count, index, value in (
-        (plan.full_count, plan.full_index, 2),
-        (plan.partial_count, plan.partial_index, 1),
-    ):
-        if count is None or index is None:
-            continue
-        listed = listed_entries(count[0, head], index[0, head]).cpu().numpy()
-        rows = listed.nonzero()[0]
-        mask[rows, index[0, head].cpu().numpy()[listed]] = value
+    mask = np.zeros((plan.shape.q_blocks, plan.shape.k_blocks), np.uint8)
+    for block, row in enumerate(mask):
+        full, masked = plan.visits.entries(0, head, block)
+        row[full.cpu().numpy()] = 2
+        row[masked.cpu().numpy()] = 1
     return mask
 
 
@@ -116,7 +112,7 @@ def _mask(cast: Forecast, head: int) -> Image.Image:
     plan, layout = cast.plan, cast.layout
     mask = block_mask(plan, head)
     colors = np.array([DROPPED, MASKED, KEPT], np.uint8)[mask]
-    for axis, table in ((0, plan.q_blocks), (1, plan.k_blocks)):
+    for axis, table in ((0, plan.blocks.q), (1, plan.blocks.k)):
         starts = table.starts.cpu().numpy()
         stop = layout.video_start + layout.video_length
         others = (starts < layout.video_start) | (starts >= stop)

@@ -42,7 +42,7 @@ class Sample:
     @property
     def rule(self) -> str:
         """The label of the plan's token rule, "" where it has none."""
-        mask = None if self.plan is None else self.plan.token_mask
+        mask = None if self.plan is None else self.plan.mask
         return "" if mask is None else mask.label
 
     def work(self, programs: int) -> Work:
@@ -105,7 +105,7 @@ def errors(samples: Sequence[Sample], known: Constants, programs: int) -> list[f
     """Relative errors of what constants tell of the samples' cycles."""
     found = []
     for sample in samples:
-        prices = known.prices(None if sample.plan is None else sample.plan.token_mask)
+        prices = known.prices(None if sample.plan is None else sample.plan.mask)
         spent = known.launch + prices @ sample.work(programs).busiest(prices, programs)
         found.append(float(spent) / sample.cycles - 1)
     return found

@@ -15,12 +15,13 @@ import torch
 
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.blocks import block_tokens
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import Tiling
 from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.patterns.composite import parse_pattern
-from dit_accel.kernels.plan import BlockPlan, block_tokens
+from dit_accel.kernels.plan import BlockPlan, plan_of
 from dit_accel.layout import TokenLayout
 from dit_accel.planner.costs import CostTable, cost_table, known_gpus, no_table, this_gpu
 from dit_accel.planner.models import Subject, subject
@@ -180,7 +181,7 @@ class _Option:
 
 def follows(backend: str, made: BlockPlan) -> bool:
     """Whether a backend's kernels can follow a plan."""
-    return backend != "hopper" or plan_obstacle(made) is None
+    return backend != "hopper" or plan_obstacle(made.shape) is None
 
 
 def _pattern(given: str | Pattern | Mapping[str, Any], parameters: Mapping[str, Any]) -> Pattern:
@@ -276,23 +277,23 @@ def _cut_tiles(rule: Pattern, grid: tuple[int, int, int]) -> list[str]:
 
 def kept_share(made: BlockPlan) -> float:
     """Kept density; pairs under a token mask are counted for some queries of some blocks."""
-    count, index, mask = made.partial_count, made.partial_index, made.token_mask
-    if count is None or index is None or mask is None:
+    lists, mask, cut = made.visits, made.mask, made.blocks
+    if mask is None:
         return made.kept_density()
-    bare = dataclasses.replace(made, partial_count=None, partial_index=None, token_mask=None)
-    q_tokens, q_real = block_tokens(made.q_blocks, 0, made.block_q)
-    k_tokens, k_real = block_tokens(made.k_blocks, 0, made.block_k)
-    heads, blocks = count.shape[1:]
+    bare = plan_of(cut, dataclasses.replace(lists, count=lists.full))
+    q_tokens, q_real = block_tokens(cut.q, 0, cut.block_q)
+    k_tokens, k_real = block_tokens(cut.k, 0, cut.block_k)
+    heads, blocks = lists.count.shape[1:]
     some = torch.linspace(0, heads * blocks - 1, SAMPLED).round().long().unique().tolist()
     pairs = 0.0
     for item in some:
         head, block = divmod(item, blocks)
-        visited = index[0, head, block][: int(count[0, head, block])].long()
+        visited = lists.entries(0, head, block)[1].long()
         keys = k_tokens[visited][k_real[visited]]
         queries = q_tokens[block][q_real[block]]
         asked = queries[torch.linspace(0, len(queries) - 1, QUERIES).round().long()]
         pairs += float(mask.allowed(asked, keys).float().sum()) / len(asked) * len(queries)
-    return bare.kept_density() + pairs / len(some) * blocks / (made.q_length * made.k_length)
+    return bare.kept_density() + pairs / len(some) * blocks / (cut.q_length * cut.k_length)
 
 
 def other_ms(table: CostTable, what: Subject) -> float:

@@ -28,8 +28,8 @@ def plan_row(
     """One plan of a run: its blocks, and milliseconds that a table of this GPU predicts."""
     backend, batch, heads, head_dim, moved = call
     video = layout.video_length
-    others = -(-layout.before // plan.block_q) + -(-layout.after // plan.block_q)
-    blocks = plan.q_blocks.count - others
+    others = -(-layout.before // plan.shape.block_q) + -(-layout.after // plan.shape.block_q)
+    blocks = plan.shape.q_blocks - others
     row: dict[str, Any] = {
         "pattern": pattern.name,
         "parameters": describe(pattern),
@@ -37,17 +37,19 @@ def plan_row(
         "calls": calls,
         "blocks": blocks,
         "cut": "blocks",
-        "waste": None if backend in ("torch", "reference") else blocks * plan.block_q / video - 1,
+        "waste": (
+            None if backend in ("torch", "reference") else blocks * plan.shape.block_q / video - 1
+        ),
         "launched_density": plan.launched_density(backend),
         "predicted_ms": None,
         "predicted_dense_ms": None,
     }
     if not pattern.by_head:
-        kind = "boxes" if plan.box is not None else kind_for(plan.device)
+        kind = "boxes" if plan.shape.box is not None else kind_for(plan.device)
         row["cut"] = cut_text(pattern.tiling(layout, kind))
     table = cost_table(None) if plan.device.type == "cuda" else None
     if table is not None:
-        row["predicted_dense_ms"] = table.dense_ms(batch, heads, plan.q_length, head_dim)
+        row["predicted_dense_ms"] = table.dense_ms(batch, heads, plan.blocks.q_length, head_dim)
         if backend in table.backends:
             row["predicted_ms"] = table.sparse_ms(
                 plan, backend, batch, heads, head_dim, moved=moved

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dit_accel.kernels.hopper.lists import ROW, work_lists
+from dit_accel.kernels.hopper.lists import LIST, work_lists
 from dit_accel.kernels.plan import BlockPlan
 
 PARTS = ("row", "whole", "short", "partial")
@@ -67,9 +67,10 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
     area = area_of(plan)
     copies = (batch // whole.shape[0]) * (heads // whole.shape[1])
     visits = copies * area * float((whole + short + partial).sum())
-    if backend == "hopper" and plan.box is not None and plan.mixed:
-        partial = partial * (1 + PER_OCTAVE * math.log2(plan.box[1] / MIDDLING))
-    rows = np.full_like(whole, plan.block_q / FULL_BLOCK)
+    box = plan.shape.box
+    if backend == "hopper" and box is not None and plan.shape.mixed:
+        partial = partial * (1 + PER_OCTAVE * math.log2(box[1] / MIDDLING))
+    rows = np.full_like(whole, plan.shape.block_q / FULL_BLOCK)
     parts = np.stack([rows, area * whole, area * short, area * partial], -1)
     parts = parts.reshape(-1, len(PARTS))
     if backend != "hopper":
@@ -79,7 +80,7 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
     dealt = work_lists(own, batch, heads, min(programs, copies * whole.size))
     starts = dealt.work[:, 0].contiguous()
     owners = torch.searchsorted(starts, torch.arange(len(dealt.items)).int(), right=True) - 1
-    return Work(parts, copies, visits, dealt.items[:, ROW].numpy(), owners.numpy())
+    return Work(parts, copies, visits, dealt.items[:, LIST].numpy(), owners.numpy())
 
 
 def area_of(plan: BlockPlan) -> float:
@@ -88,17 +89,15 @@ def area_of(plan: BlockPlan) -> float:
     Small blocks are visited at the rate of large ones: where it was measured, the portable kernel's
     steps are no larger.
     """
-    return plan.block_q * plan.block_k / FULL_BLOCK**2
+    return plan.shape.block_q * plan.shape.block_k / FULL_BLOCK**2
 
 
 def list_visits(plan: BlockPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(whole, short, partial) visits of every list, float [Bp, Hp, NQ] each."""
-    full = plan.full_count
-    none = torch.zeros_like(full)
-    bare = none if plan.unmasked_count is None else plan.unmasked_count
-    partial = none if plan.partial_count is None else plan.partial_count
-    whole, rest, masked = (x.cpu().numpy().astype(float) for x in (bare, full - bare, partial))
-    return whole, rest, masked
+    lists = plan.visits
+    kinds = lists.whole, lists.full - lists.whole, lists.count - lists.full
+    whole, short, partial = (x.cpu().numpy().astype(float) for x in kinds)
+    return whole, short, partial
 
 
 def busiest(work: np.ndarray, programs: int) -> float:

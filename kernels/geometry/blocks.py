@@ -218,9 +218,11 @@ def _by_head(made: Sequence[Visits], heads: Sequence[int]) -> Visits:
     which = torch.tensor(heads, device=made[0].count.device)
     before = [0, *accumulate(len(lists.index) for lists in made)]
     starts = [lists.start + first for lists, first in zip(made, before, strict=False)]
-    parts = ([getattr(lists, name) for lists in made] for name in ("whole", "full", "count"))
     return Visits(
-        *(torch.cat(part, 1)[:, which] for part in (starts, *parts)),
+        torch.cat(starts, 1)[:, which],
+        torch.cat([lists.whole for lists in made], 1)[:, which],
+        torch.cat([lists.full for lists in made], 1)[:, which],
+        torch.cat([lists.count for lists in made], 1)[:, which],
         torch.cat([lists.index for lists in made]),
     )
 

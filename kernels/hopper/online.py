@@ -51,24 +51,24 @@ class Deal:
 @once
 def dealt(blocks: Blocks, lines: int, programs: int, visits: float) -> Deal:
     """The deal of `lines` (samples x heads) times all query blocks, with so many visits expected
-    of a video block."""
-    together = 128 // blocks.block_k
-    every = blocks.q.count
+    of a block on average."""
+    every, longest = blocks.q.count, blocks.k.count
     first, video = blocks.first_video, blocks.video_blocks
     if not video:
         first, video = 0, every
-    long = lines * (every - video)
+    text = every - video
+    short = (visits * every - text * longest) / max(1, video)
     long_weight, weight = (
-        ITEM_WEIGHT + TILE_WEIGHT * max(1.0, n / together) for n in (blocks.k.count, visits)
+        ITEM_WEIGHT + TILE_WEIGHT * max(1.0, n * blocks.block_k / 128) for n in (longest, short)
     )
-    owners = in_rounds(long, lines * video, long_weight / weight, programs)
+    owners = in_rounds(lines * text, lines, video, long_weight / weight, programs)
     by_program = np.argsort(owners, kind="stable")
     slots = np.empty_like(owners)
     slots[by_program] = np.arange(len(owners), dtype=np.int32)
     firsts = np.searchsorted(owners[by_program], np.arange(programs)).astype(np.int32)
     work = np.stack([firsts, np.zeros_like(firsts)], -1)
-    there = (torch.from_numpy(part).to(blocks.device) for part in (owners, slots, work))
-    return Deal(*there, first, video)
+    there = [torch.from_numpy(part).to(blocks.device) for part in (owners, slots, work)]
+    return Deal(there[0], there[1], there[2], first, video)
 
 
 @once
@@ -112,7 +112,7 @@ def _numbers(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> Tensor:
     numbers[:, text] = line * len(text) + torch.arange(len(text), device=count.device)
     rank = torch.arange(deal.video, device=count.device).expand(lines, -1)
     if not plan.shape.even:
-        order = (-count[:, deal.first : stop]).argsort(-1, stable=True)
+        order = (-count[:, deal.first : stop]).argsort(dim=-1, stable=True)
         rank = torch.empty_like(order).scatter_(-1, order, rank)
     numbers[:, deal.first : stop] = lines * len(text) + line * deal.video + rank
     return numbers.flatten()

@@ -45,9 +45,9 @@ def _online(acc, top, total, s, v):
     # Rows that have seen no key yet: subtract 0, so that -inf - -inf never happens.
     base = tl.where(highest == float("-inf"), 0.0, highest)
     alpha = tl.exp2(top - base)
-    p = tl.exp2(s - base[:, None])
+    p = tl.exp2(s - base[:, None])  # [BM, BN]
     total = total * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")  # [BM, DP]
     return acc, highest, total
 
 
@@ -120,7 +120,7 @@ def _visit_masked(
             v_ptr + keys[:, None] * stride_vn + dims[None, :] * stride_vd, mask=held, other=0.0
         )
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BM, BN]
-        kept = inside[None, :]
+        kept = inside[None, :]  # [1, BN], then [BM, BN]
         if MASK_TOKENS:
             at = k_coords + keys * 3
             kt, kh, kw = tl.load(at), tl.load(at + 1), tl.load(at + 2)
@@ -201,7 +201,7 @@ def _forward(
     q_at = q_ptr + sample * stride_qb + head.to(tl.int64) * stride_qh
     q = tl.load(
         q_at + queries[:, None] * stride_qm + dims[None, :] * stride_qd, mask=held, other=0.0
-    )
+    )  # [BM, DP]
     if NEGATIVE:  # (-q) k |scale| = q k scale: from here on scale >= 0
         q = -q
     kv_head = (head // group).to(tl.int64)
@@ -211,9 +211,9 @@ def _forward(
     row = sample * stride_list_b + head * stride_list_h + block
     index = list_index + tl.load(list_start + row)
 
-    top = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    acc = tl.zeros([BM, DP], tl.float32)
+    top = tl.full([BM], float("-inf"), tl.float32)  # [BM]
+    total = tl.zeros([BM], tl.float32)  # [BM]
+    acc = tl.zeros([BM, DP], tl.float32)  # [BM, DP]
     qt, qh, qw = rows, rows, rows
     alive = length > 0  # a piece past the end of a short block has nothing to do
     whole = 0

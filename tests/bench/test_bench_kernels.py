@@ -115,7 +115,7 @@ def test_a_kernel_that_raises(bench: Run, rows: Rows, monkeypatch: pytest.Monkey
         raise RuntimeError("no kernel image\nmore")
 
     monkeypatch.setitem(BACKENDS, "broken", dataclasses.replace(TORCH, forward=forward))
-    unable = dataclasses.replace(TORCH, call=lambda *args: "head_dim 64: needs 7")
+    unable = dataclasses.replace(TORCH, obstacle=lambda *args: "head_dim 64: needs 7")
     monkeypatch.setitem(BACKENDS, "unable", unable)
     args = ("kernels", "--tiny", "--cases", "l32768", "--densities", "0.5", "--plans", "random",
             "--no-extras", "--out", "k.csv", "--repeats", "3", "--device", "cpu")  # fmt: skip

@@ -24,12 +24,13 @@ def test_random_lists(length: int, block_k: int, density: float) -> None:
     plan.validate()
     blocks = math.ceil(length / block_k)
     visits = max(1, round(density * blocks))
-    assert plan.full_count.unique().tolist() == [visits]
-    for lists in plan.full_index.flatten(0, 2).tolist():
+    index, listed = plan.visits.rows()
+    assert plan.visits.full.unique().tolist() == [visits] and listed.all()
+    for lists in index.flatten(0, 2).tolist():
         assert sorted(set(lists)) == lists and len(lists) == visits
     short = set() if length % block_k == 0 else {blocks - 1}
-    whole = [visits - len(short & set(row)) for row in plan.full_index.flatten(0, 2).tolist()]
-    assert plan.unmasked_count is not None and plan.unmasked_count.flatten().tolist() == whole
+    whole = [visits - len(short & set(row)) for row in index.flatten(0, 2).tolist()]
+    assert plan.visits.whole.flatten().tolist() == whole
     queries = math.ceil(length / 128)
     slots = queries * visits * 128 * block_k
     assert plan.launched_density() == pytest.approx(slots / length**2)
@@ -37,8 +38,9 @@ def test_random_lists(length: int, block_k: int, density: float) -> None:
 
 def test_random_lists_differ_per_head_and_repeat_per_seed() -> None:
     first, again = (random_plan(4096, 0.3, CPU, heads=2, seed=7) for _ in range(2))
-    assert torch.equal(first.full_index, again.full_index)
-    assert not torch.equal(first.full_index[:, 0], first.full_index[:, 1])
+    assert torch.equal(first.visits.index, again.visits.index)
+    index, _ = first.visits.rows()
+    assert not torch.equal(index[:, 0], index[:, 1])
     assert random_plan(4096, 0.3, CPU).heads == 1
 
 
@@ -56,7 +58,7 @@ def test_window_near_a_density(layout: TokenLayout, backend: str, device: torch.
         pattern, kind = sliding_tile(layout, wanted, backend, device)
         assert kind in layout_kinds_of(backend, device)
         plan = plan_for(layout, pattern, CPU, layout_kind=kind)
-        assert kind == "lengths" or plan.block_q == 128
+        assert kind == "lengths" or plan.shape.block_q == 128
         found.append(plan.launched_density(backend))
         assert abs(math.log(found[-1] / wanted)) < 0.3
     assert found[0] > found[1]

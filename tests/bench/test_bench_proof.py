@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +13,7 @@ from dit_accel.bench.plans import random_plan
 from dit_accel.bench.proof import expected_dense, expected_rows, poisoned, prove
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.patterns import pattern, plan_for
-from dit_accel.kernels.plan import BlockPlan, TokenMask
+from dit_accel.kernels.plan import BlockPlan, TokenMask, Visits, plan_of
 from dit_accel.layout import TokenLayout
 
 CPU = torch.device("cpu")
@@ -45,16 +44,16 @@ def dense_softmax(inputs: Inputs, mask: torch.Tensor) -> torch.Tensor:
 
 def visible(plan: BlockPlan) -> torch.Tensor:
     """bool [H, L, L] of a plan with full lists, from its tables, one block at a time."""
-    length = plan.q_length
+    length = plan.blocks.q_length
     mask = torch.zeros(plan.heads, length, length, dtype=torch.bool)
     sides = []
-    for table in (plan.q_blocks, plan.k_blocks):
+    for table in (plan.blocks.q, plan.blocks.k):
         order = torch.arange(length) if table.order is None else table.order.long()
         spans = zip(table.starts.tolist(), table.lengths[0].tolist(), strict=True)
         sides.append([order[start : start + n] for start, n in spans])
     for head in range(plan.heads):
         for block, queries in enumerate(sides[0]):
-            for key in plan.full_index[0, head, block, : plan.full_count[0, head, block]].tolist():
+            for key in plan.visits.entries(0, head, block)[0].tolist():
                 mask[head, queries[:, None], sides[1][key]] = True
     return mask
 
@@ -84,18 +83,13 @@ def test_right_results_pass(name: str, size: str, inputs: Inputs) -> None:
 def test_partial_blocks(size: str, inputs: Inputs) -> None:
     """Query block i sees key block i through a token mask, and the next one in full."""
     blank = random_plan(LAYOUT.length, 0.2, CPU)
-    count = blank.q_blocks.count
-    index = torch.arange(count, dtype=torch.int32).view(1, 1, count, 1)
+    count = blank.shape.q_blocks
+    own = torch.arange(count, dtype=torch.int32)
+    one = torch.ones(1, 1, count, dtype=torch.int32)
+    index = torch.stack([(own + 1) % count, own], -1).flatten()
+    lists = Visits((own * 2).view(1, 1, -1), one * 0, one, one * 2, index)
     coords = torch.stack([torch.arange(LAYOUT.length, dtype=torch.int32)] * 3, -1)
-    plan = dataclasses.replace(
-        blank,
-        full_count=torch.ones_like(blank.full_count),
-        full_index=(index + 1) % count,
-        unmasked_count=None,
-        partial_count=torch.ones_like(blank.full_count),
-        partial_index=index,
-        token_mask=TokenMask("box", (5, 5, 5), coords, coords),
-    ).validate()
+    plan = plan_of(blank.blocks, lists, TokenMask("box", (5, 5, 5), coords, coords)).validate()
     tokens = torch.arange(LAYOUT.length)
     near = (tokens[:, None] - tokens).abs() <= 5
     block = tokens // 128
@@ -117,7 +111,9 @@ def test_mistakes_are_found(size: str, inputs: Inputs) -> None:
         change(wrong)
         return dense_softmax(inputs, wrong).float()
 
-    dropped = without(lambda m: m[0, :128, int(plan.full_index[0, 0, 0, 0]) * 128].fill_(False))
+    dropped = without(
+        lambda m: m[0, :128, int(plan.visits.entries(0, 0, 0)[0][0]) * 128].fill_(False)
+    )
     more = without(lambda m: m[0, -1].fill_(True))
     zeros_counted = right * 0.9
     unwritten = right.clone()

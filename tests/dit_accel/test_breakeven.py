@@ -54,13 +54,14 @@ def test_boxes_only_where_they_fit_the_grid(
     """Boxes of (1, 8, 16) fill the first grid; in the second they are mostly empty."""
     monkeypatch.setattr(attention, "layout_kind", lambda *_: "boxes")
     monkeypatch.setattr(attention, "kind_for", lambda _: "gather")
-    monkeypatch.setattr(BlockPlan, "launched_density", lambda plan, _: plan._slot_density)
+    slots = BlockPlan.launched_density
+    monkeypatch.setattr(BlockPlan, "launched_density", lambda plan, _: slots(plan))
     layout = TokenLayout(grid)
     rule = pattern("sliding_tile", window={"fraction": [1.0, 0.5, 0.5]})
     tensors = torch.zeros(3, 1, layout.length, 2, 64).unbind()
     state = SimpleNamespace(settings=SimpleNamespace(backend=None), choices={})
     plan, backend, reason = attention.planned(state, layout, rule, tensors)
-    assert (plan.box is not None) == (better == "boxes")
+    assert (plan.shape.box is not None) == (better == "boxes")
     assert backend == "torch" and reason is None
 
 

@@ -119,7 +119,7 @@ def test_strides_that_change_change_the_plan(monkeypatch: pytest.MonkeyPatch) ->
         lambda q, k, v, _: "gather" if launch.tensor_obstacle(q, k, v) else "boxes",
     )
     monkeypatch.setattr(attention, "kind_for", lambda _: "gather")
-    monkeypatch.setattr(attention, "effort", lambda backend, device, plan: plan.box is None)
+    monkeypatch.setattr(attention, "effort", lambda backend, device, plan: plan.shape.box is None)
     layout, rule = (
         TokenLayout((4, 16, 16)),
         pattern("sliding_tile", window={"fraction": [1, 0.5, 0.5]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels import backends, machine
 from dit_accel.kernels.backends import BACKENDS, available, choose, eligible
+from dit_accel.kernels.block_sparse import block_sparse_attention
 
 Make = Callable[..., Any]
 
@@ -41,6 +43,34 @@ def test_reasons(qkv: Make, random_plan: Make, monkeypatch: pytest.MonkeyPatch) 
     assert "CUDA" in str(eligible("triton", q.cpu(), k.cpu(), v.cpu(), plan))
     monkeypatch.setattr(machine, "triton_missing", lambda: "triton is not installed")
     assert available()["triton"] == "triton is not installed"
+
+
+def test_a_shape_says_enough(qkv: Make, random_plan: Make) -> None:
+    """What a call may run on is known before its plan is made."""
+    plan, _ = random_plan([40, 128], [40], partial=(1, 1, 1))
+    call = qkv(168, 40)
+    assert choose(*call, plan.shape) == choose(*call, plan)
+    for name, backend in BACKENDS.items():
+        assert eligible(name, *call, plan.shape) == eligible(name, *call, plan)
+        assert backend.name == name and backend.forms
+        assert backend.moves(plan.shape) == (name == "hopper")
+    assert {name for name, backend in BACKENDS.items() if backend.compiles} == {
+        "hopper", "triton", "fa4", "flex",
+    }  # fmt: skip
+
+
+def test_online_plans(qkv: Make, random_plan: Make) -> None:
+    """Libraries' kernels take static plans; the others tell no difference."""
+    plan, _ = random_plan([40], [40])
+    online = replace(plan, shape=replace(plan.shape, online=True), known=None)
+    for name, backend in BACKENDS.items():
+        reason = eligible(name, *qkv(40), online)
+        if backend.online:
+            assert reason == eligible(name, *qkv(40), plan)
+        else:
+            assert name in ("fa4", "flex") and "made from q and k" in str(reason)
+    expected = block_sparse_attention(*qkv(40), plan, backend="triton")
+    assert torch.equal(block_sparse_attention(*qkv(40), online, backend="triton"), expected)
 
 
 def test_without_triton() -> None:

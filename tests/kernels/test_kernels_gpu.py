@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from dit_accel.kernels.backends import BACKENDS
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.merge import merge
+from dit_accel.kernels.blocks import Blocks, BlockTable
+from dit_accel.kernels.parts import merge
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.permute import gather
-from dit_accel.kernels.plan import BlockPlan, BlockTable, ListKinds, lists_from_mask
+from dit_accel.kernels.plan import BlockPlan, ListKinds, shape_of, visits_from_mask
 from dit_accel.kernels.pooling import pool_blocks, pool_queries_and_keys
 from dit_accel.kernels.portable import forward
 from dit_accel.kernels.portable.steps import machine_of
@@ -127,8 +129,13 @@ def test_boxes_and_pointers(
     assert (result[0] - plain).abs().max() <= 2e-2
 
 
-def test_a_plan_made_on_the_gpu_waits_for_nothing(qkv: Make, device: torch.device) -> None:
-    """From visible pairs to the output without reading anything back."""
+@pytest.mark.parametrize("backend", ["triton", "hopper"])
+def test_a_plan_made_on_the_gpu_waits_for_nothing(
+    backend: str, qkv: Make, device: torch.device
+) -> None:
+    """From visible pairs to the output without reading anything back, and inside a CUDA graph."""
+    if (missing := BACKENDS[backend].machine()) is not None:
+        pytest.skip(missing)
     q, k, v = qkv(1024, heads=4, dtype=torch.bfloat16)
     tables = BlockTable(
         None,
@@ -136,17 +143,17 @@ def test_a_plan_made_on_the_gpu_waits_for_nothing(qkv: Make, device: torch.devic
         torch.full((1, 8), 128, dtype=torch.int32, device=device),
     )
 
-    def call() -> torch.Tensor:
-        means = pool_queries_and_keys(q, k, blank(None, None, None))
-        visible = torch.einsum("bqhd,bkhd->bhqk", *means) > 0
-        plan = blank(*lists_from_mask(visible, tables.lengths == 128, width=8))
-        return block_sparse_attention(q, k, v, plan, backend="triton")
+    blocks = Blocks(tables, tables, 1024, 1024, video_blocks=8, covers=True)
+    shape = shape_of(
+        blocks, batch=1, heads=4, kinds=ListKinds(True, False, False), most=8, entries=4 * 64,
+        visits=4.0, online=True,
+    )  # fmt: skip
 
-    def blank(count: Any, index: Any, whole: Any) -> BlockPlan:
-        return BlockPlan(
-            tables, tables, count, index, 1024, 1024, unmasked_count=whole,
-            kinds=ListKinds(True, False, False), covers=True,
-        )  # fmt: skip
+    def call() -> torch.Tensor:
+        means = pool_queries_and_keys(q, k, blocks)
+        visible = torch.einsum("bqhd,bkhd->bhqk", *means) > 0
+        lists = visits_from_mask(visible, tables.lengths == 128, width=8)
+        return block_sparse_attention(q, k, v, BlockPlan(blocks, lists, shape), backend=backend)
 
     call()  # compiles
     torch.cuda.synchronize()
@@ -156,6 +163,12 @@ def test_a_plan_made_on_the_gpu_waits_for_nothing(qkv: Make, device: torch.devic
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert out.isfinite().all()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    captured.fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(captured, out)
 
 
 def test_token_kernels_past_2_31_elements(device: torch.device) -> None:
@@ -182,8 +195,9 @@ def test_token_kernels_past_2_31_elements(device: torch.device) -> None:
 
 def kept_keys(plan: BlockPlan, block: int) -> torch.Tensor:
     """Raster tokens that query block number `block` visits."""
-    keys = plan.full_index[0, 0, block, : plan.full_count[0, 0, block]].tolist()
-    order, starts, lengths = plan.k_blocks.order, plan.k_blocks.starts, plan.k_blocks.lengths[0]
+    keys = plan.visits.entries(0, 0, block)[0].tolist()
+    table = plan.blocks.k
+    order, starts, lengths = table.order, table.starts, table.lengths[0]
     assert order is not None
     return torch.cat([order[starts[j] : starts[j] + lengths[j]] for j in keys]).long()
 
@@ -202,7 +216,7 @@ def test_more_than_2_31_elements(device: torch.device) -> None:
     assert q.numel() > 1 << 31
     plan = plan_for(layout, SlidingTile({"fraction": [0.2, 0.2, 0.2]}), device)
     out = block_sparse_attention(q, k, v, plan, backend="triton")
-    table = plan.q_blocks
+    table = plan.blocks.q
     assert table.order is not None
     for block in (0, table.count // 2, table.count - 1):
         start, length = int(table.starts[block]), int(table.lengths[0, block])

@@ -30,6 +30,13 @@ def test_made_once_for_each_key_and_arguments() -> None:
     assert made.__doc__ == "What it does."
 
 
+def test_keywords_are_part_of_the_key() -> None:
+    made = once(lambda key, n=0, *, m=0: [n, m])
+    key = Key()
+    assert made(key, m=1) == [0, 1] and made(key, m=2) == [0, 2] and made(key) == [0, 0]
+    assert made(key, m=1) is made(key, m=1) and made(key, n=3, m=1) is made(key, m=1, n=3)
+
+
 def test_goes_with_its_key() -> None:
     made = once(lambda key: Key())
     key = Key()

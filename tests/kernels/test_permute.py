@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.blocks import BlockTable
+from dit_accel.kernels.permute import block_order, gather, raster_order
 from dit_accel.kernels.portable.permute import gather_tokens
 
 Make = Callable[..., Any]

@@ -160,9 +160,7 @@ def test_validation(change: dict[str, Any], words: str | None) -> None:
         start, count, index = some["pooled"]
         some["pooled"] = Visits(start, count, count, count, index)
     parts = {
-        name: replace(
-            part, **{n: v for n, v in change.items() if n in part.__dataclass_fields__}
-        )
+        name: replace(part, **{n: v for n, v in change.items() if n in part.__dataclass_fields__})
         for name, part in (("blocks", blocks), ("visits", lists))
     }
     changed = BlockPlan(**parts, shape=plan.shape, **some)
@@ -217,9 +215,7 @@ def test_lists_anywhere(
         assert moved.launched_density(name) == plan.launched_density(name)
     assert moved.kept_density() == plan.kept_density()
     q, k, v = qkv(198, 193, batch=2)
-    result = block_sparse_attention(
-        q, k, v, moved.to(device), backend=backend, return_lse=True
-    )
+    result = block_sparse_attention(q, k, v, moved.to(device), backend=backend, return_lse=True)
     assert_right(result, q, k, v, mask)
 
 

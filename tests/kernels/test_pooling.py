@@ -11,8 +11,8 @@ import torch
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.blocks import BlockTable
+from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.plan import Visits, plan_of
 from dit_accel.kernels.pooling import pool_blocks, pool_queries_and_keys, pooled_keys
 from dit_accel.kernels.portable.pooling import pool_pair

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.hopper.lists import work_lists
+from dit_accel.kernels.hopper.lists import LIST, work_lists
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
@@ -72,13 +72,12 @@ def test_the_busiest_program_is_about_that_of_a_greedy_deal(count: int) -> None:
 
 def predicted(plan: BlockPlan, known: Constants, heads: int) -> float:
     """Cycles, item by item."""
-    rule = "" if plan.token_mask is None else plan.token_mask.name
+    rule = "" if plan.mask is None else plan.mask.name
     work = []
-    for block in range(plan.q_blocks.count):
-        full = int(plan.full_count[0, 0, block])
-        assert plan.unmasked_count is not None
-        bare = int(plan.unmasked_count[0, 0, block])
-        partial = 0 if plan.partial_count is None else int(plan.partial_count[0, 0, block])
+    for block in range(plan.shape.q_blocks):
+        lists = plan.visits
+        bare, full, count = (int(x[0, 0, block]) for x in (lists.whole, lists.full, lists.count))
+        partial = count - full
         masked = known.rules.get(rule, known.partial)
         work.append(known.row + bare * known.whole + (full - bare) * known.short + partial * masked)
     return known.launch + busiest(np.array(work * heads), 132)
@@ -96,10 +95,10 @@ RULES = [
 def test_predictions_are_sums_over_items(rule: Pattern) -> None:
     table = parse_table("x", table_rows())
     plan = plan_for(TokenLayout((9, 30, 44), after=60), rule, "cpu", layout_kind="boxes")
-    if plan.block_q == 128:
+    if plan.shape.block_q == 128:
         expected = predicted(plan, table.of("triton", 128), 12) / 1e6
         assert table.sparse_ms(plan, "triton", 1, 12, 128) == pytest.approx(expected)
-    assert work_of(plan, "triton", 2, 12, 132).total[0] == 24 * plan.q_blocks.count
+    assert work_of(plan, "triton", 2, 12, 132).total[0] == 24 * plan.shape.q_blocks
     length = 128 * 100
     dense = (8000 + 12 * 100 * (500 + 380 * 100) / 132) / 1e6
     assert table.dense_ms(1, 12, length, 128) == pytest.approx(dense)
@@ -109,28 +108,27 @@ def test_small_blocks_cost_their_share() -> None:
     layout = TokenLayout((1, 64, 64))
     rule = pattern("sliding_tile", window={"fraction": [1.0, 0.35, 0.35]})
     plan = plan_for(layout, rule, "cpu", layout_kind="gather")
-    assert plan.block_q == 64
+    assert plan.shape.block_q == 64
     total = work_of(plan, "triton", 1, 1, 132).total
-    assert total[0] == plan.q_blocks.count / 2
-    assert total[1:].sum() == int(plan.full_count.sum()) / 4
+    assert total[0] == plan.shape.q_blocks / 2
+    assert total[1:].sum() == int(plan.visits.full.sum()) / 4
 
 
 def busiest_as_dealt(plan: BlockPlan, known: Constants, heads: int, programs: int) -> float:
     """Cycles of the Hopper kernel's busiest program, from the lists that it is given."""
     lists = work_lists(plan, 1, heads, programs)
     starts = [*lists.work[:, 0].tolist(), len(lists.items)]
-    mask = plan.token_mask
+    mask = plan.mask
     prices = (known.whole, known.short, 0.0 if mask is None else known.rules[mask.name])
-    full, bare = plan.full_count, plan.unmasked_count
-    assert bare is not None
-    partial = torch.zeros_like(full) if plan.partial_count is None else plan.partial_count
-    if plan.mixed:  # boxes twice as high take 0.08 longer
-        assert plan.box is not None
-        partial = partial * (1 + 0.08 * (math.log2(plan.box[1]) - 3))
+    full, bare = plan.visits.full, plan.visits.whole
+    partial = plan.visits.count - full
+    if plan.shape.mixed:  # boxes twice as high take 0.08 longer
+        assert plan.shape.box is not None
+        partial = partial * (1 + 0.08 * (math.log2(plan.shape.box[1]) - 3))
     visits = torch.stack([bare, full - bare, partial], -1).view(-1, 3).double()
     spent = known.row + visits @ torch.tensor(prices).double()
     loads = [
-        float(spent[lists.items[begin:end, 2].long()].sum())
+        float(spent[lists.items[begin:end, LIST].long()].sum())
         for begin, end in itertools.pairwise(starts)
     ]
     return known.launch + max(loads)
@@ -157,7 +155,7 @@ def test_fits_follow_the_deal_of_the_hopper_kernel() -> None:
             for rule in RULES:
                 plan = plan_for(TokenLayout(grid), rule, "cpu", layout_kind="boxes")
                 ms = busiest_as_dealt(plan, TRUE, heads, 132) / 1e6
-                samples.append(Sample(ms, 1, heads, plan.q_length, plan, "hopper"))
+                samples.append(Sample(ms, 1, heads, plan.blocks.q_length, plan, "hopper"))
     found = fit(samples, 132)
     assert found.whole == pytest.approx(TRUE.whole, rel=0.02)
     assert found.rules == pytest.approx(dict(TRUE.rules), rel=0.02)
@@ -222,9 +220,9 @@ def test_fits_find_the_constants() -> None:
         for grid in ((5, 30, 44), (9, 24, 40)):
             for rule in RULES[1:]:
                 plan = plan_for(TokenLayout(grid), rule, "cpu", layout_kind="boxes")
-                if plan.block_q == 128:
+                if plan.shape.block_q == 128:
                     ms = predicted(plan, TRUE, heads) / 1e6 * noise.normal(1, 0.01)
-                    samples.append(Sample(ms, 1, heads, plan.q_length, plan))
+                    samples.append(Sample(ms, 1, heads, plan.blocks.q_length, plan))
     found = fit(samples, 132)
     for name in ("whole", "short"):
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=0.1)

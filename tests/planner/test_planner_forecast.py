@@ -163,7 +163,7 @@ def test_a_forecast_is_its_plan(backend: str, no_tables: None) -> None:
     assert cast.launched == plan.launched_density(backend)
     assert cast.kept == plan.kept_density() and cast.bound == 1 / cast.launched
     tiling = rule.tiling(TokenLayout((21, 30, 52)), kind)
-    assert cast.blocks == tiling.blocks == plan.q_blocks.count
+    assert cast.blocks == tiling.blocks == plan.shape.q_blocks
     assert cast.sparse_ms is cast.speedup is cast.breakeven is None
     assert "no table" in str(cast) and "assumed" not in str(cast)
     data = cast.to_dict()
@@ -207,7 +207,7 @@ def test_tokens_are_moved_where_boxes_waste_more(tables: Path) -> None:
         cast = dit_accel.plan(what, pattern=rule, gpu="h200", backend="hopper")
         plans = [plan_for(what.layout, rule, "cpu", layout_kind=k) for k in ("boxes", "gather")]
         own, other = (
-            table.sparse_ms(plan, "hopper", 1, what.heads, 128, moved=plan.box is None)
+            table.sparse_ms(plan, "hopper", 1, what.heads, 128, moved=plan.shape.box is None)
             for plan in plans
         )
         assert cast.sparse_ms == min(own, other) and cast.moved == (other < own)
@@ -336,9 +336,9 @@ def test_pictures_show_the_mask(name: str, kind: Any) -> None:
     for token in (5, 100, 256):
         assert np.array_equal(query_sees(plan, token) == 2, mask[token])
     blocks = block_mask(plan)
-    assert blocks.shape == (plan.q_blocks.count, plan.k_blocks.count)
-    assert (blocks == 2).sum() == plan.full_count.sum()
-    partial = 0 if plan.partial_count is None else plan.partial_count.sum()
+    assert blocks.shape == (plan.shape.q_blocks, plan.shape.k_blocks)
+    assert (blocks == 2).sum() == plan.visits.full.sum()
+    partial = (plan.visits.count - plan.visits.full).sum()
     assert (blocks == 1).sum() == partial
 
 
@@ -409,10 +409,10 @@ def test_no_backend_is_named_that_cannot_run_the_plan(model: str) -> None:
         for kind in ("boxes", "gather"):
             made = plan_for(what.layout, rule, "cpu", what.heads, kind)  # type: ignore[arg-type]
             able = forecast.follows("hopper", made)
-            assert able == (plan_obstacle(made) is None)
+            assert able == (plan_obstacle(made.shape) is None)
             refused += not able
         cast = dit_accel.plan(what, pattern=rule, gpu="h200")
-        assert cast.backend != "hopper" or plan_obstacle(cast.plan) is None
+        assert cast.backend != "hopper" or plan_obstacle(cast.plan.shape) is None
     assert refused >= 1
 
 

@@ -74,13 +74,13 @@ def test_the_round_calls_show_every_price() -> None:
             plan = bench.plan(job)
             kernel = kernel_of(job.backend, plan, moved=moves_tokens(job.backend, plan))
             seen = visits.setdefault(kernel, {})
-            kinds = plan.list_kinds
+            kinds = plan.shape.kinds
             seen["whole"] = seen.get("whole", 0) + kinds.whole
             seen["short"] = seen.get("short", 0) + kinds.short
-            if kinds.partial and plan.token_mask is not None:
-                label = plan.token_mask.label
+            if kinds.partial and plan.mask is not None:
+                label = plan.mask.label
                 seen[label] = seen.get(label, 0) + 1
-                boxes.setdefault(kernel, set()).add(plan.box)
+                boxes.setdefault(kernel, set()).add(plan.shape.box)
     masks = {"neighborhood", "disc", "band"}
     assert set(visits) == {"hopper", "hopper mixed", "triton", "triton gathered"}
     for kernel, seen in visits.items():

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from dit_accel.kernels.hopper.forward import forward
 from dit_accel.kernels.hopper.launch import CONFIGS, RULES, _layout, _split, halved
+from dit_accel.kernels.hopper.online_kernel import emit_item
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,6 +81,24 @@ def compile_variant(
     }
 
 
+def compile_lists(together: int, even: bool) -> dict[str, Any]:
+    """Scratch accesses and registers of the kernel that makes the lists of online plans."""
+    names = [parameter.name for parameter in emit_item.params]
+    constants = {"TOGETHER": together, "BLOCK": 128, "EVEN": even}
+    first, last = names.index("starts"), names.index("work")
+    signature = {
+        name: "constexpr" if name in constants else "*i32" if first <= i <= last else "i32"
+        for i, name in enumerate(names)
+    }
+    source = ASTSource(emit_item, signature, {(names.index(k),): v for k, v in constants.items()})
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    code = disassembled(kernel.asm["cubin"])
+    return {
+        "scratch": len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "registers": max(int(n) for n in re.findall(r"\bR(\d+)\b", code)),
+    }
+
+
 def disassembled(binary: bytes) -> str:
     """Machine code as text, by the disassembler that Triton brings."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
@@ -91,4 +111,5 @@ def disassembled(binary: bytes) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_variant(**json.loads(sys.argv[1]))))
+    what = json.loads(sys.argv[1])
+    print(json.dumps((compile_lists if "together" in what else compile_variant)(**what)))

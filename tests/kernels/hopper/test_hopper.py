@@ -17,7 +17,7 @@ from dit_accel.kernels.hopper.launch import hopper_forward
 from dit_accel.kernels.hopper.lists import work_lists
 from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.plan import TokenMask, lists_from_mask
+from dit_accel.kernels.plan import TokenMask, plan_of, visits_from_mask
 from dit_accel.kernels.pooling import pooled_keys
 from dit_accel.kernels.reference import dense_mask, reference_attention
 from dit_accel.layout import TokenLayout
@@ -48,7 +48,7 @@ LENGTHS = [
 @pytest.fixture(autouse=True)
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs, so that each has several query blocks, one after the other."""
-    monkeypatch.setattr(launch, "_processors", lambda device: 3)
+    monkeypatch.setattr(launch, "processors", lambda device: 3)
 
 
 @TYPES
@@ -71,10 +71,9 @@ def test_empty_lists_and_uncovered_rows(
     dim: int, qkv: Make, assert_right: Make, runs_plan: Make
 ) -> None:
     plan, mask = runs_plan([128, 70, 128], [128, 30, 128], heads=2, keep=0.3, seed=3)
-    plan = replace(plan, full_count=plan.full_count.clone(), q_blocks=plan.q_blocks)
-    plan.full_count[:, :, 0] = 0
-    assert plan.unmasked_count is not None
-    plan.unmasked_count[:, :, 0] = 0
+    for count in (plan.visits.whole, plan.visits.full, plan.visits.count):
+        count[:, :, 0] = 0
+    plan = plan_of(plan.blocks, plan.visits)
     mask[:, :, :128] = False
     q, k, v = qkv(326, 286, dim=dim, dtype=torch.float16)
     result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
@@ -127,30 +126,20 @@ def test_token_rule(
     """Every second video block of a list goes under a token rule."""
     batch = len(layout.valid or (0,))
     plan = SlidingTile({"tiles": [3, 3, 3]}, [2, 8, 8]).build(layout, device, layout_kind="boxes")
-    assert plan.k_blocks.origins is not None
-    video = plan.k_blocks.origins[:, 0] >= 0
-    rows = torch.arange(plan.full_count.shape[-1], device=device)[:, None]
-    index, count = plan.full_index, plan.full_count
-    listed = torch.arange(index.shape[-1], device=device) < count[..., None]
-    moved = listed & video[index.long()] & video[rows] & (index % 2 == 1)
-    short = plan.k_blocks.lengths.min(0).values[index.long()] < 128
-    order = (moved | ~listed).int() * 2 + (short & ~moved).int()
-    full = index.gather(-1, order.argsort(dim=-1, stable=True))
-    partial = index.gather(-1, (~moved).int().argsort(dim=-1, stable=True))
+    blocks, every = plan.blocks, plan.shape.k_blocks
+    assert blocks.k.origins is not None
+    video = blocks.k.origins[:, 0] >= 0
+    index, listed = plan.visits.rows()
+    visible = torch.zeros(*index.shape[:3], every + 1, dtype=torch.bool, device=device)
+    visible = visible.scatter_(-1, torch.where(listed, index, every).long(), True)[..., :every]
+    odd = torch.arange(every, device=device) % 2 == 1
+    moved = visible & video[:, None] & video & odd
     coords = torch.cartesian_prod(*(torch.arange(n) for n in layout.grid)).int()
     coords = torch.cat(
         [torch.zeros(layout.before, 3), coords, torch.zeros(layout.after, 3)]
     ).int().to(device)  # fmt: skip
-    plan = replace(
-        plan,
-        full_count=(listed & ~moved).sum(-1).int(),
-        full_index=full.contiguous(),
-        unmasked_count=(listed & ~moved & ~short).sum(-1).int(),
-        partial_count=moved.sum(-1).int(),
-        partial_index=partial.contiguous(),
-        token_mask=TokenMask("box", (1, 5, 6), coords, coords),
-        kinds=None,
-    ).validate()
+    lists = visits_from_mask(visible & ~moved, (blocks.k.lengths == 128), moved)
+    plan = plan_of(blocks, lists, TokenMask("box", (1, 5, 6), coords, coords)).validate()
     q, k, v = qkv(layout.length, batch=batch, heads=2, dim=dim, dtype=dtype)
     result = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
     assert_right(result, q, k, v, dense_mask(plan, batch, 1))
@@ -237,14 +226,14 @@ def test_pooled_keys_of_the_blocks_not_visited(
     """What a selector makes: each list's other blocks enter as their means; no wait for the GPU."""
     layout = TokenLayout((8, 16, 16), after=60)
     plan = plan_for(layout, pattern("sliding_tile", tile=[2, 8, 8]), device, layout_kind="boxes")
-    listed = torch.zeros(*plan.full_count.shape, plan.k_blocks.count + 1, device=device)
-    entries = torch.arange(plan.full_index.shape[-1], device=device) < plan.full_count[..., None]
-    places = torch.where(entries, plan.full_index, plan.k_blocks.count).long()
-    others = listed.scatter(-1, places, 1.0)[..., :-1] == 0
-    count, index, _ = lists_from_mask(others, width=plan.k_blocks.count)
-    plan = replace(plan, pooled_count=count, pooled_index=index)
+    every = plan.shape.k_blocks
+    index, entries = plan.visits.rows()
+    listed = torch.zeros(*index.shape[:3], every + 1, device=device)
+    others = listed.scatter(-1, torch.where(entries, index, every).long(), 1.0)[..., :-1] == 0
+    others = visits_from_mask(others, torch.ones_like(others[:, 0, 0]), width=every)
+    plan = plan_of(plan.blocks, plan.visits, pooled=others)
     q, k, v = qkv(layout.length, heads=4, dim=128, dtype=torch.bfloat16)
-    pooled = pooled_keys(k, v, plan.k_blocks)
+    pooled = pooled_keys(k, v, plan.blocks.k)
     plan.validate(pooled)
     call = {"backend": "hopper", "pooled": pooled}
     first = block_sparse_attention(q, k, v, plan, return_lse=True, **call)
@@ -285,7 +274,7 @@ def test_neighbours_bytes_stay(qkv: Make, runs_plan: Make, monkeypatch: pytest.M
 
 def test_nan_and_inf_end(qkv: Make, runs_plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in their rows and columns, those of the program's next block as well."""
-    monkeypatch.setattr(launch, "_processors", lambda device: 1)
+    monkeypatch.setattr(launch, "processors", lambda device: 1)
     plan, mask = runs_plan([128, 128], [128, 128], heads=1, keep=1.1)
     q, k, v = qkv(256, heads=1, dim=128, dtype=torch.bfloat16)
     q[0, 3] = torch.nan
@@ -302,9 +291,51 @@ def test_same_bits(qkv: Make, device: torch.device, monkeypatch: pytest.MonkeyPa
     q, k, v = qkv(layout.length, heads=6, dim=128, dtype=torch.bfloat16)
     first = block_sparse_attention(q, k, v, plan, backend="hopper", return_lse=True)
     for programs in (3, 1, 50, 132):
-        monkeypatch.setattr(launch, "_processors", lambda device, n=programs: n)
+        monkeypatch.setattr(launch, "processors", lambda device, n=programs: n)
         again = block_sparse_attention(q, k, v, replace(plan), backend="hopper", return_lse=True)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("block_k", [128, 64])
+def test_online_runs(block_k: int, qkv: Make, runs_plan: Make) -> None:
+    """The same bits as the static plan's: lists per sample and head, some empty."""
+    plan, _ = runs_plan(
+        [128, 17, 128, 65], [block_k, 3, block_k, block_k, 20], batch=2, heads=4, block_k=block_k,
+        keep=0.3,
+    )  # fmt: skip
+    q, k, v = qkv(338, 3 * block_k + 23, batch=2, heads=4, dim=128, dtype=torch.bfloat16)
+    check_online(plan, q, k, v)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", ["boxes", "gather"])
+@pytest.mark.parametrize("layout", LAYOUTS[3:], ids=str)
+def test_online_tiles(
+    layout: TokenLayout, kind: Any, exact: bool, qkv: Make, device: torch.device
+) -> None:
+    """Boxes, tiles that are moved, token rules, text whose length differs by sample."""
+    if exact and kind == "gather":
+        pytest.skip("the kernel has token rules for boxes alone")
+    rule = pattern("neighborhood", window={"tokens": [3, 5, 7]}, tile=[2, 8, 8], exact=exact)
+    plan = rule.build(layout, device, layout_kind=kind)
+    batch = len(layout.valid or (0,))
+    q, k, v = qkv(layout.length, batch=batch, heads=4, dim=64, dtype=torch.float16)
+    check_online(plan, q, k, v)
+
+
+def check_online(plan: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """A plan taken for one that was made on the device: the same bits, nothing read back."""
+    call = {"backend": "hopper", "return_lse": True}
+    expected = block_sparse_attention(q, k, v, plan, **call)
+    online = replace(plan, shape=replace(plan.shape, online=True), known=None)
+    block_sparse_attention(q, k, v, online, **call)  # compiles, and deals
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = block_sparse_attention(q, k, v, replace(online), **call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @DIMS
@@ -346,8 +377,6 @@ def test_cuda_graph(device: torch.device, qkv: Make) -> None:
     plan = rule.build(layout, device, layout_kind="boxes")
     q, k, v = qkv(layout.length, heads=2, dim=128, dtype=torch.bfloat16)
     other = replace(plan)
-    for known in (plan, other):
-        assert known.list_kinds and known.covers_queries
     call = partial(block_sparse_attention, q, k, v, backend="hopper")
     expected = call(plan=plan)
     graph = torch.cuda.CUDAGraph()

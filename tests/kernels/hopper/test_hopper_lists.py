@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 import triton
 
+from dit_accel.kernels.blocks import block_tokens
 from dit_accel.kernels.hopper import launch
 from dit_accel.kernels.hopper.deal import first_free
 from dit_accel.kernels.hopper.deal_kernel import first_free as on_gpu
@@ -20,7 +20,7 @@ from dit_accel.kernels.hopper.launch import tensor_obstacle
 from dit_accel.kernels.hopper.lists import PARTIAL, RUN, plan_obstacle, work_lists
 from dit_accel.kernels.patterns import pattern
 from dit_accel.kernels.patterns.sliding_tile import SlidingTile
-from dit_accel.kernels.plan import BlockPlan, block_tokens
+from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 
 Make = Callable[..., Any]
@@ -42,37 +42,30 @@ def first_token(code: int, layout: TokenLayout) -> int:
 
 def check(plan: BlockPlan, layout: TokenLayout, batch: int, heads: int) -> None:
     lists = work_lists(plan, batch, heads, PROGRAMS)
-    if plan.box is None:  # the kernel reads every code as a run
+    blocks = plan.blocks
+    if blocks.box is None:  # the kernel reads every code as a run
         codes = torch.cat([lists.items[:, 3], lists.codes[lists.codes >= 0]])
         assert (codes >= RUN).all()
-    blocks = plan.q_blocks.count
     seen = set()
-    for sample, head, row, code, length, tiles, bare, _ in lists.items.tolist():
-        block = row % blocks
+    for sample, head, start, code, length, tiles, bare, row in lists.items.tolist():
+        block = row % blocks.q.count
         seen.add((sample, head, block))
-        tokens, real = block_tokens(plan.q_blocks, sample, 128)
+        tokens, real = block_tokens(blocks.q, sample, 128)
         assert first_token(code, layout) == tokens[block, 0] and length == real[block].sum()
         wanted = []
-        for count, index, flag in (
-            (plan.full_count, plan.full_index, 0),
-            (plan.partial_count, plan.partial_index, PARTIAL),
-        ):
-            if count is None or index is None:
-                continue
-            here = (min(sample, len(count) - 1), min(head, count.shape[1] - 1), block)
-            keys, there = block_tokens(plan.k_blocks, sample, plan.block_k)
-            wanted += [
-                (int(keys[j, 0]), int(there[j].sum()) + flag)
-                for j in index[here][: count[here]].tolist()
-            ]
-        codes, metas = (x.flatten(0, 2)[row].tolist() for x in (lists.codes, lists.metas))
-        together = 128 // plan.block_k
+        keys, there = block_tokens(blocks.k, sample, blocks.block_k)
+        entries = plan.visits.entries(sample, head, block)
+        for some, flag in zip(entries, (0, PARTIAL), strict=True):
+            wanted += [(int(keys[j, 0]), int(there[j].sum()) + flag) for j in some.tolist()]
+        together = 128 // blocks.block_k
+        here = slice(start, start + tiles * together)
+        codes, metas = (x[here].tolist() for x in (lists.codes, lists.metas))
         assert tiles == max(1, -(-len(wanted) // together))
-        listed = list(zip(codes, metas, strict=True))[: tiles * together]
+        listed = list(zip(codes, metas, strict=True))
         assert [(first_token(c, layout), m) for c, m in listed if c >= 0] == wanted
         assert all(c == -1 for c, _ in listed[len(wanted) :])
-        assert all(m == plan.block_k for _, m in listed[: bare * together])
-    assert len(seen) == len(lists.items) == batch * heads * blocks
+        assert all(m == blocks.block_k for _, m in listed[: bare * together])
+    assert len(seen) == len(lists.items) == batch * heads * blocks.q.count
     starts, tiles = lists.work.unbind(-1)
     ends = [*starts.tolist()[1:], len(lists.items)]
     for begin, end, work in zip(starts.tolist(), ends, tiles.tolist(), strict=True):
@@ -84,7 +77,7 @@ def check(plan: BlockPlan, layout: TokenLayout, batch: int, heads: int) -> None:
 def test_boxes(layout: TokenLayout, exact: bool) -> None:
     rule = pattern("neighborhood", window={"tokens": [3, 5, 7]}, tile=[2, 8, 8], exact=exact)
     plan = rule.build(layout, "cpu", layout_kind="boxes")
-    assert plan_obstacle(plan) is None and plan.list_kinds.partial == exact
+    assert plan_obstacle(plan.shape) is None and plan.shape.kinds.partial == exact
     check(plan, layout, len(layout.valid or (0,)), 2)
 
 
@@ -95,7 +88,9 @@ def test_tiles_that_are_rows_of_the_raster(text: int, kind: Any) -> None:
     layout = TokenLayout((5, 2, 50), after=text)
     rule = SlidingTile({"tiles": [3, 1, 1]}, [1, 2, 50])
     plan = rule.build(layout, "cpu", layout_kind=kind)
-    assert plan_obstacle(plan) is None and plan.box is None and not plan.scattered
+    assert (
+        plan_obstacle(plan.shape) is None and plan.blocks.box is None and not plan.shape.scattered
+    )
     check(plan, layout, 1, 2)
 
 
@@ -110,7 +105,7 @@ def test_work_is_dealt_evenly() -> None:
     layout = TokenLayout((8, 24, 32), after=256)
     plan = SlidingTile({"tiles": [1, 3, 3]}, [2, 8, 8]).build(layout, "cpu", layout_kind="boxes")
     tiles = work_lists(plan, 1, 4, PROGRAMS).work[:, 1]
-    assert tiles.max() - tiles.min() <= plan.full_count[..., : 8 * 24 * 32 // 128].max()
+    assert tiles.max() - tiles.min() <= plan.visits.count[..., : 8 * 24 * 32 // 128].max()
 
 
 @pytest.mark.parametrize("programs", [1, 3, 132])
@@ -130,12 +125,11 @@ def test_first_free(programs: int, device: torch.device) -> None:
 
 def test_obstacles(qkv: Make, random_plan: Make) -> None:
     plan, _ = random_plan([128, 30], [128], partial=(1, 1, 1))
-    assert "token rule" in str(plan_obstacle(plan))
-    whole, _ = random_plan([128], [128])
-    narrow = replace(whole, full_index=whole.full_index[..., :0], full_count=whole.full_count * 0)
-    assert "without room" in str(plan_obstacle(narrow))
+    assert "token rule" in str(plan_obstacle(plan.shape))
+    none, _ = random_plan([128], [])
+    assert "no keys" in str(plan_obstacle(none.shape))
     small, _ = random_plan([20], [20], block=64)
-    assert "64 x 64" in str(plan_obstacle(small))
+    assert "64 x 64" in str(plan_obstacle(small.shape))
     q, k, v = (x.half() for x in qkv(64, dim=128))
     assert tensor_obstacle(q, k, v) is None
     assert "no queries" in str(tensor_obstacle(q[:0], k[:0], v[:0]))
@@ -167,7 +161,7 @@ def test_launch(
         given["lse_ptr"].zero_()
 
     monkeypatch.setattr(launch, "forward", Stub())
-    monkeypatch.setattr(launch, "_processors", lambda device: PROGRAMS)
+    monkeypatch.setattr(launch, "processors", lambda device: PROGRAMS)
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
     batch = len(layout.valid or (0,))
     q, k, v = (x.half() for x in qkv(layout.length, batch=batch, heads=4, kv_heads=2, dim=128))
@@ -191,5 +185,5 @@ def test_launch(
     torch.library.opcheck(
         launch.hopper_forward,
         (q, k, v, lists.items, lists.work, lists.codes, lists.metas, None, "", 0.1, 128,
-         list(plan.box or ()), list(layout.grid), layout.video_start, True, True),
+         list(plan.blocks.box or ()), list(layout.grid), layout.video_start, True, True),
     )  # fmt: skip

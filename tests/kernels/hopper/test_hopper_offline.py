@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.kernels.backends import HOPPER_TRITON
+from dit_accel.kernels.machine import HOPPER_TRITON
 
 triton = pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -42,17 +42,29 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("variant", "scratch"), VARIANTS, ids=str)
-def test_variant(variant: dict[str, Any], scratch: int, tmp_path: Path) -> None:
+def compiled(what: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What `compile_hopper` prints of it."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
     script = Path(__file__).with_name("compile_hopper.py")
     result = subprocess.run(
-        [sys.executable, str(script), json.dumps(FULL | variant)],
+        [sys.executable, str(script), json.dumps(what)],
         capture_output=True, text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    made = json.loads(result.stdout.splitlines()[-1])
+    made: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return made
+
+
+@pytest.mark.parametrize(("together", "even"), [(1, True), (1, False), (2, False)])
+def test_lists_of_online_plans(together: int, even: bool, tmp_path: Path) -> None:
+    made = compiled({"together": together, "even": even}, tmp_path)
+    assert made["scratch"] == 0 and made["registers"] <= 128
+
+
+@pytest.mark.parametrize(("variant", "scratch"), VARIANTS, ids=str)
+def test_variant(variant: dict[str, Any], scratch: int, tmp_path: Path) -> None:
+    made = compiled(FULL | variant, tmp_path)
     assert made["shared"] <= SHARED_LIMIT
     assert made["scratch"] <= scratch
     # Each group waits once for the first scores, twice in the loop, once at the end: more would

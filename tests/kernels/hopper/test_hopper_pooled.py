@@ -16,7 +16,7 @@ from dit_accel.kernels.hopper import launch
 from dit_accel.kernels.hopper.launch import hopper_attention
 from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.hopper.split_cost import split_pays
-from dit_accel.kernels.plan import ListKinds
+from dit_accel.kernels.plan import Visits, plan_of
 from dit_accel.kernels.torch_backend import torch_attention
 
 Make = Callable[..., Any]
@@ -29,7 +29,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def on_blocks(*call: Any, programs: int | None) -> Any:
         plan = call[3]
-        assert not plan.scattered and not plan.list_kinds.pooled and plan.pooled_count is None
+        assert not (plan.shape.scattered or plan.shape.kinds.pooled) and plan.pooled is None
         plans.append(plan)
         return torch_attention(*call)
 
@@ -54,7 +54,7 @@ def test_blocks_and_pooled_keys(
         [50, 128, 97], [128, 3, 66], batch=batch, heads=heads, shuffled=scattered
     )
     plan, pooled, seen = random_pooled(plan, 70, batch=2)
-    assert plan_obstacle(plan) is None
+    assert plan_obstacle(plan.shape) is None
     q, k, v = qkv(275, 197, batch=2, heads=4, kv_heads=2)
     out, none = hopper_attention(q, k, v, plan, 0.1, False, pooled)
     assert none is None
@@ -71,7 +71,7 @@ def test_no_split_without_pooled_entries(
     plan, pooled, _ = random_pooled(bare, 9, keep=0.0)
     q, k, v = qkv(178, 194)
     expected = torch_attention(q, k, v, bare, 0.1)[0]
-    for some, more in ((bare, None), (replace(plan, pooled_count=None, pooled_index=None), None)):
+    for some, more in ((bare, None), (replace(plan, pooled=None), None)):
         assert torch.equal(hopper_attention(q, k, v, some, 0.1, False, more)[0], expected)
     assert len(runs) == 2
 
@@ -79,22 +79,15 @@ def test_no_split_without_pooled_entries(
 def pooled_plan(random_plan: Make, visits: int, block_k: int = 128, shuffled: bool = False) -> Any:
     """A plan whose lists all have `visits` blocks, and one pooled key."""
     plan, _ = random_plan([128] * 2, [block_k] * visits, keep=1.1, shuffled=shuffled)
-    one = plan.full_count * 0 + 1
-    kinds = ListKinds(True, False, False)
-    return replace(
-        plan,
-        block_k=block_k,
-        pooled_count=one,
-        pooled_index=one.unsqueeze(-1) - 1,
-        unmasked_count=plan.full_count,
-        kinds=kinds,
-    )
+    one = torch.ones_like(plan.visits.count)
+    pooled = Visits(one - 1, one, one, one, torch.zeros(1, dtype=torch.int32))
+    return plan_of(replace(plan.blocks, block_k=block_k), plan.visits, pooled=pooled)
 
 
 def test_the_split_pays_where_lists_are_long(random_plan: Make) -> None:
     def fewest(head_dim: int, **how: Any) -> int:
         plans = (pooled_plan(random_plan, n, **how) for n in range(1, 80))
-        return next((p.visits for p in plans if split_pays(head_dim, p)), 0)
+        return next((p.shape.visits for p in plans if split_pays(head_dim, p.shape)), 0)
 
     # Worked out by hand: 2 x passes x 0.0079 x head_dim / saved, rounded up.
     assert fewest(128) == 19  # 2 x 3 x 1.011 / 0.32
@@ -108,12 +101,12 @@ def test_choose_takes_the_portable_kernel_where_the_split_does_not_pay(
     random_plan: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("hopper", "triton"):
-        able = replace(BACKENDS[name], machine=lambda: None, call=lambda *_: None)
+        able = replace(BACKENDS[name], machine=lambda: None, obstacle=lambda *_: None)
         monkeypatch.setitem(BACKENDS, name, able)
     q: Any = SimpleNamespace(is_cuda=True, dtype=torch.float16, shape=(1, 256, 2, 128))
     few, many = (pooled_plan(random_plan, n) for n in (4, 40))
     assert choose(q, q, q, few) == "triton" and choose(q, q, q, many) == "hopper"
-    bare = replace(few, pooled_count=None, pooled_index=None)
+    bare = plan_of(few.blocks, few.visits)
     assert choose(q, q, q, bare) == "hopper"
     q.shape = (1, 256, 2, 64)
     assert choose(q, q, q, many) == "triton" and choose(q, q, q, bare) == "hopper"
