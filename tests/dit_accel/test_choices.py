@@ -73,7 +73,7 @@ def test_a_choice_is_the_one_that_would_be_made_anew() -> None:
     for dtype in (torch.float32, torch.float64):
         first, again = (attention.planned(state, LAYOUT, RULE, tensors(dtype=dtype)) for _ in "ab")
         fresh = attention.planned(state_of(), LAYOUT, RULE, tensors(dtype=dtype))
-        assert first is again and first[0] is fresh[0] and first[1:] == fresh[1:]
+        assert first is again and first[0] is not fresh[0] and first[1:] == fresh[1:]
         assert (first[2] is None) == (dtype == torch.float32)
 
 
