@@ -11,7 +11,7 @@ import torch
 
 import dit_accel
 from dit_accel import DitAccelError, Profile
-from dit_accel.engine.profile import Rule, parse_profile
+from dit_accel.engine.profile import Rule, parse_profile, with_overrides
 from dit_accel.kernels.patterns import pattern
 
 SPARSE = parse_profile(
@@ -139,8 +139,8 @@ def test_training_runs_dense_and_keeps_no_graph(build: Any) -> None:
 def test_overrides_of_a_profile_made_in_python() -> None:
     narrow = pattern("sliding_tile", window={"tiles": [1, 1, 1]})
     made = Profile("made", rules=(Rule(compute=narrow, layers="0-1"),))
-    assert made.with_overrides({"breakeven": False}).rules == made.rules
-    wide = made.with_overrides({"window": {"tiles": [3, 3, 3]}}).rules[0]
+    assert with_overrides(made, {"breakeven": False}).rules == made.rules
+    wide = with_overrides(made, {"window": {"tiles": [3, 3, 3]}}).rules[0]
     assert wide.compute == pattern("sliding_tile") and wide.layers == "0-1"
 
 
