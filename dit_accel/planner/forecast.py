@@ -19,7 +19,6 @@ from dit_accel.errors import DitAccelError, unknown
 from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.blocks import block_tokens
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
-from dit_accel.kernels.geometry.tiling import Tiling
 from dit_accel.kernels.hopper.lists import plan_obstacle
 from dit_accel.kernels.patterns import Pattern, pattern, plan_for
 from dit_accel.kernels.patterns.composite import parse_pattern
@@ -243,14 +242,14 @@ def _forecast(
         layers=what.layers,
         forwards=what.forwards,
         pattern=rule.name,
-        parameters=describe(rule),
+        parameters=rule.describe(),
         backend=backend,
         gpu=(table.stands_for or table.gpu) if table else this_gpu(),
         measured_on=table.gpu if table else "",
         tile=tiling.box or tiling.tile,
         blocks=tiling.blocks,
         block=tiling.block,
-        cut=cut_text(tiling),
+        cut=tiling.words,
         waste=tiling.waste if option.kind != "lengths" else 1.0,
         launched=launched,
         kept=kept_share(made),
@@ -315,22 +314,6 @@ def _best_tile(
     tiling = free.tiling(what.layout, option.kind)
     made = plan_for(what.layout, free, "cpu", what.heads, option.kind)
     return tiling.box or tiling.tile, made.launched_density(option.backend)
-
-
-def cut_text(tiling: Tiling) -> str:
-    """How a grid is cut, in words that follow a number of blocks."""
-    if tiling.straddles and tiling.raster:
-        return "runs of consecutive tokens"
-    if tiling.straddles:
-        return f"runs across tiles of {_x(tiling.tile)}"
-    if max(tiling.dilation) > 1:
-        return f"tiles of {_x(tiling.tile)}, {_x(tiling.dilation)} apart"
-    return f"boxes of {_x(tiling.box)}" if tiling.box else f"tiles of {_x(tiling.tile)}"
-
-
-def describe(rule: Pattern) -> str:
-    """A pattern's parameters, in the form of a profile."""
-    return rule.describe()
 
 
 def rows(cast: Forecast) -> list[tuple[str, str]]:

@@ -45,7 +45,6 @@ from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 from dit_accel.metrics import psnr
 from dit_accel.models.find import find_model
-from dit_accel.planner.forecast import describe
 
 PROMPTS = Path(__file__).parents[1] / "prompts" / "demo.txt"
 DENSITIES = (0.3, 0.2, 0.5)
@@ -297,7 +296,7 @@ def row_of(
     row |= {"dense_steps": bench.dense_steps, "dense_layers": bench.dense_layers}
     row |= {"name": name, "target": target, "tokens": bench.layout.length}
     if rule is not None:
-        row |= {"compute": rule.name, "parameters": describe(rule)}
+        row |= {"compute": rule.name, "parameters": rule.describe()}
     return row | found
 
 

@@ -52,7 +52,6 @@ from dit_accel.costs.files import COLUMNS, DENSE, MACHINE, TABLES, gpu_key
 from dit_accel.costs.table import Constants, CostTable, parse_table
 from dit_accel.engine.route import plan_effort
 from dit_accel.kernels.backends import moves_tokens
-from dit_accel.planner.forecast import describe
 from dit_accel.planner.models import Subject
 from dit_accel.planner.work import kernel_of, sparse_ms
 
@@ -216,7 +215,7 @@ def compared(bench: Bench, table: CostTable, jobs: Sequence[Job]) -> Iterator[di
             "heads": heads,
             "head_dim": dim,
             "pattern": job.rule.name,
-            "parameters": describe(job.rule),
+            "parameters": job.rule.describe(),
             "backend": job.backend,
             "blocks": job.kind,
             "moved": moved,

@@ -12,7 +12,6 @@ from dit_accel.kernels.backends import LAYOUT_KINDS
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns import Pattern, pattern
 from dit_accel.layout import TokenLayout
-from dit_accel.planner.forecast import cut_text, describe
 from dit_accel.planner.models import Subject, at_grid, subject
 
 HEAD_DIMS = (64, 128)
@@ -88,8 +87,8 @@ class Job:
     def name(self) -> str:
         """What its time is kept under: with its blocks, which depend on how tiles are chosen."""
         tiling = self.rule.tiling(self.call.layout, self.kind)
-        rule = f"{self.rule.name} {describe(self.rule)}"
-        return f"{called(self.call)} {rule} {self.backend} {cut_text(tiling)} of {tiling.block}"
+        rule = f"{self.rule.name} {self.rule.describe()}"
+        return f"{called(self.call)} {rule} {self.backend} {tiling.words} of {tiling.block}"
 
 
 def called(call: Subject) -> str:

@@ -29,7 +29,6 @@ from dit_accel.planner.diagnosis import diagnose
 from dit_accel.planner.draw import KEPT, MASKED, QUERY, TEXT, block_mask, query_sees
 from dit_accel.planner.forecast import breakeven_text
 from dit_accel.planner.models import at_grid, subject, token_weights
-from dit_accel.planner.receipt import PlannedCall, plan_lines, plan_row
 from dit_accel.planner.work import sparse_ms
 
 CONSTANTS = {
@@ -487,20 +486,6 @@ def test_windows_of_bare_numbers(no_tables: None) -> None:
         assert cast.parameters == full.parameters and cast.launched == full.launched
     with pytest.raises(DitAccelError, match="window.tiles: expected three values"):
         dit_accel.plan("wan-1.3b", window=(3, 3))
-
-
-def test_receipts_of_runs() -> None:
-    layout = TokenLayout((4, 9, 20), before=3)
-    rule = pattern("sliding_tile", window={"tiles": [1, 3, 3]}, tile=[2, 8, 8])
-    plan = plan_for(layout, rule, "cpu", layout_kind="boxes")
-    row = plan_row(rule, layout, plan, PlannedCall("triton", 2, 4, 64, False), 7)
-    assert (row["blocks"], row["calls"], row["cut"]) == (12, 7, "boxes of 2x8x8")
-    assert row["waste"] == pytest.approx(12 * 128 / 720 - 1)
-    assert plan_lines(row) == [
-        f"sliding_tile: 12 boxes of 2x8x8, waste 113.3%, launched {row['launched_density']:.3f}"
-    ]
-    told = {**row, "predicted_ms": 2.0, "predicted_dense_ms": 5.0}
-    assert plan_lines(told)[1] == "predicted 2.00 ms a call, dense 5.00 (2.50x)"
 
 
 def test_no_pattern_s_parameter_is_one_of_plan_s_own() -> None:
