@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from dit_accel.kernels.blocks import Triple
 from dit_accel.kernels.hopper.forward import forward
-from dit_accel.kernels.hopper.lists import work_lists
+from dit_accel.kernels.hopper.lists import WorkLists, work_lists
 from dit_accel.kernels.hopper.online import online_lists
+from dit_accel.kernels.launching import Launch, alike, launches_of, traced
 from dit_accel.kernels.machine import processors
 from dit_accel.kernels.parts import attend_split
 from dit_accel.kernels.plan import BlockPlan
@@ -68,7 +70,7 @@ class _View:
     inner: int
     steps: Triple
 
-    def boxes(self, grid: Triple, start: int, box: Triple, width: int) -> object:
+    def boxes(self, grid: Triple, start: int, box: Triple, width: int) -> _Descriptor:
         """Descriptor of the video as [outer, T, H, W, inner], read by boxes x width."""
         t, h, w = grid
         row = self.tensor.stride(1)
@@ -79,7 +81,7 @@ class _View:
             [1, *box, width],
         )
 
-    def runs(self, rows: int, width: int) -> object:
+    def runs(self, rows: int, width: int) -> _Descriptor:
         """Descriptor of all tokens as [outer, S, inner], read by rows x width."""
         return _descriptor(
             self.tensor,
@@ -123,8 +125,31 @@ class _Descriptor(TensorDescriptor):
     def __post_init__(self) -> None:
         pass
 
+    def at(self, address: int) -> _Descriptor:
+        """The same of a tensor alike, whose memory begins elsewhere."""
+        moved = object.__new__(_Descriptor)
+        moved.__dict__.update(self.__dict__)
+        moved.__dict__["base"] = _Address(address, self.base.dtype)
+        return moved
 
-def _descriptor(base: Tensor, shape: list[int], strides: list[int], block: list[int]) -> object:
+
+class _Address:
+    """All that a launch asks of a descriptor's tensor."""
+
+    __slots__ = ("_address", "dtype")
+
+    def __init__(self, address: int, dtype: torch.dtype) -> None:
+        self._address = address
+        self.dtype = dtype
+
+    def data_ptr(self) -> int:
+        """Where its memory begins."""
+        return self._address
+
+
+def _descriptor(
+    base: Tensor, shape: list[int], strides: list[int], block: list[int]
+) -> _Descriptor:
     return _Descriptor(base, shape, strides, block, _layout(tuple(block), base.dtype))
 
 
@@ -181,20 +206,28 @@ def _on_blocks(
     batch, _, heads, _ = q.shape
     if scale <= 0:  # the kernel scales maxima
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
-    blocks, shape = plan.blocks, plan.shape
+    shape = plan.shape
     programs = min(programs or processors(q.device), batch * heads * shape.q_blocks)
     make = online_lists if shape.online else work_lists
     lists = make(plan, batch, heads, programs)
+    if traced(q, k, v):
+        tables = lists.items, lists.work, lists.codes, lists.metas
+        out, lse = hopper_forward(q, k, v, *tables, *_fields(plan, scale))
+    else:
+        out, lse = _launched(q, k, v, plan, lists, scale)
+    return out, lse if return_lse else None
+
+
+def _fields(plan: BlockPlan, scale: float) -> tuple[Any, ...]:
+    """What `hopper_forward` takes after the lists."""
+    blocks, shape = plan.blocks, plan.shape
     mask = plan.mask if shape.kinds.partial else None
-    box = blocks.box
-    out, lse = hopper_forward(
-        q, k, v, lists.items, lists.work, lists.codes, lists.metas,
+    return (
         None if mask is None else mask.packed, mask.name if mask else "", scale,
-        blocks.block_k, list(box or ()), list(blocks.grid or (1, 1, 1)), blocks.video_start,
-        box is None or shape.mixed, blocks.covers,
+        blocks.block_k, list(blocks.box or ()), list(blocks.grid or (1, 1, 1)),
+        blocks.video_start, blocks.box is None or shape.mixed, blocks.covers,
         mask.other[0] if mask and mask.other else "",
     )  # fmt: skip
-    return out, lse if return_lse else None
 
 
 @torch.library.custom_op("dit_accel::hopper_forward", mutates_args=())
@@ -209,17 +242,39 @@ def hopper_forward(
     list has partial entries; other_rule: where there is no second one. covers: whether every query
     is in a block (else the others are set to 0 and -inf first).
     """
-    batch, length, heads, dim = q.shape
+    out, lse = _results(q, covers)
+    launched, arguments, constants = _launch(
+        q, k, v, out, lse, items, work, codes, metas, rule_params, rule, scale, block_k, box, grid,
+        video_start, runs, other_rule,
+    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        forward[launched](*arguments, **constants)
+    return out, lse
+
+
+def _results(q: Tensor, covers: bool) -> tuple[Tensor, Tensor]:
+    """Where the kernel writes: out like q, and LSE."""
+    batch, length, heads, _ = q.shape
     out = torch.empty_like(q)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
     if not covers:
         out.zero_()
         lse.fill_(-torch.inf)
+    return out, lse
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, items: Tensor, work: Tensor,
+    codes: Tensor, metas: Tensor, rule_params: Tensor | None, rule: str, scale: float,
+    block_k: int, box: list[int], grid: list[int], video_start: int, runs: bool, other_rule: str,
+) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """The grid, arguments and constants of the kernel; see `hopper_forward`."""
+    heads, dim = q.shape[2:]
     views = [_seen(x) for x in (q, k, v)]
     # Gathered blocks come by halves of 64 columns, the width of a row of swizzled shared memory.
     widths = (dim, dim, dim) if block_k == 128 else (dim, 64, 64)
-    run_views: list[object] = [None] * 3  # what the kernel has no code for
-    box_views: list[object] = [None] * 3
+    run_views: list[_Descriptor | None] = [None] * 3  # what the kernel has no code for
+    box_views: list[_Descriptor | None] = [None] * 3
     if runs:
         rows = (64, block_k, block_k)
         run_views = [w.runs(n, c) for w, n, c in zip(views, rows, widths, strict=True)]
@@ -233,19 +288,77 @@ def hopper_forward(
             w.boxes(place, video_start, s, c) for w, s, c in zip(views, shapes, widths, strict=True)
         ]
     config = CONFIGS[dim]
-    with torch.cuda.device_of(q):
-        forward[(len(work),)](
-            *box_views, *run_views, out, lse, items, work, codes, metas,
-            work if rule_params is None else rule_params,
-            len(items) - 1, heads // k.shape[2],
-            lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
-            out.stride(0), out.stride(1), out.stride(2), *grid, video_start, scale * LOG2_E,
-            D=dim, KB=block_k, STAGES=config.stages, Q_BOX=q_box, K_BOX=k_box, SPLIT=split,
-            BOXES=bool(box), RUNS=runs, PARTIAL=bool(rule), RULE=RULES[rule or "box"],
-            OTHER=RULES[other_rule] if other_rule else None,
-            REGISTERS=config.registers, FEEDER=config.feeder, num_warps=4, maxnreg=168,
-        )  # fmt: skip
+    arguments = (
+        *box_views, *run_views, out, lse, items, work, codes, metas,
+        work if rule_params is None else rule_params,
+        len(items) - 1, heads // k.shape[2],
+        lse.stride(0), lse.stride(1), *(step for w in views for step in w.steps),
+        out.stride(0), out.stride(1), out.stride(2), *grid, video_start, scale * LOG2_E,
+    )  # fmt: skip
+    constants = {
+        "D": dim, "KB": block_k, "STAGES": config.stages, "Q_BOX": q_box, "K_BOX": k_box,
+        "SPLIT": split, "BOXES": bool(box), "RUNS": runs, "PARTIAL": bool(rule),
+        "RULE": RULES[rule or "box"], "OTHER": RULES[other_rule] if other_rule else None,
+        "REGISTERS": config.registers, "FEEDER": config.feeder, "num_warps": 4, "maxnreg": 168,
+    }  # fmt: skip
+    return (len(work),), arguments, constants
+
+
+_CHANGING = (
+    "out_ptr", "q_boxes", "k_boxes", "v_boxes", "q_runs", "k_runs", "v_runs", "lse_ptr", "items",
+    "work", "codes", "metas", "scale",
+)  # fmt: skip
+"""What a kept launch is given anew at each call."""
+
+
+class _Prepared(NamedTuple):
+    """A launch, and its descriptors: of boxes, which begin with the video, and of runs."""
+
+    launch: Launch
+    boxes: tuple[_Descriptor | None, ...]
+    runs: tuple[_Descriptor | None, ...]
+    skipped: tuple[int, int, int]
+
+    def descriptors(self, *tensors: Tensor) -> list[_Descriptor | None]:
+        """Those of q, k and v. skipped: bytes before the video in each."""
+        starts = [x.data_ptr() for x in tensors]
+        videos = zip(self.boxes, starts, self.skipped, strict=True)
+        return [
+            *(d if d is None else d.at(start + skipped) for d, start, skipped in videos),
+            *(d if d is None else d.at(at) for d, at in zip(self.runs, starts, strict=True)),
+        ]
+
+
+def _launched(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, lists: WorkLists, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`hopper_forward` with little work for the host; what does not change is kept with the plan,
+    or with the blocks of plans that are made at each call."""
+    out, lse = _results(q, plan.blocks.covers)
+    tables = lists.items, lists.work, lists.codes, lists.metas
+    launches = launches_of(plan.blocks if plan.shape.online else plan)
+    aligned = [table.data_ptr() & 15 for table in tables]
+    key = ("hopper", len(lists.work), plan.shape.kinds, *alike(q, k, v), *aligned)
+    found: _Prepared | None = launches.get(key)
+    if found is None:
+        params, rule, scale_, block_k, box, grid, start, runs, _, other = _fields(plan, scale)
+        launched, arguments, constants = _launch(
+            q, k, v, out, lse, *tables, params, rule, scale_, block_k, box, grid, start, runs, other
+        )
+        places = [forward.arg_names.index(name) for name in _CHANGING]
+        launch = Launch(forward, launched, arguments, constants, places)
+        skipped = [start * x.stride(1) * x.element_size() for x in (q, k, v)]
+        launch(out, *arguments[:6], lse, *tables, scale * LOG2_E)
+        boxes, runs_ = (_unbound(arguments[first : first + 3]) for first in (0, 3))
+        launches[key] = _Prepared(launch, boxes, runs_, _triple(skipped))
+        return out, lse
+    found.launch(out, *found.descriptors(q, k, v), lse, *tables, scale * LOG2_E)
     return out, lse
+
+
+def _unbound(descriptors: tuple[_Descriptor | None, ...]) -> tuple[_Descriptor | None, ...]:
+    """The descriptors without their tensors, which are not kept alive."""
+    return tuple(d if d is None else d.at(0) for d in descriptors)
 
 
 @hopper_forward.register_fake

@@ -16,11 +16,15 @@ own rows.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dit_accel.kernels.launching import Launch, alike, launches_of, traced
+from dit_accel.kernels.machine import interpreted
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.portable.masks import MASK_FUNCTIONS, load_params
@@ -285,49 +289,78 @@ def block_sparse_forward(
     where no list has partial entries, other_mask where there is no second rule; the pooled fields
     are None where there are none of these.
     """
-    batch, length, heads, dim = q.shape
+    out, lse = _results(q, covers)
+    fields = (q_order, q_starts, q_lengths, k_order, k_starts, k_lengths, launch_order, start,
+              whole, full, count, index, q_coords, k_coords, pooled_start, pooled_count,
+              pooled_index, pooled_key, pooled_value, log_count, scale, block_q, block_k,
+              has_whole, has_short, mask_name, mask_params, other_mask)  # fmt: skip
+    if q_starts.shape[0] * q.shape[0] * q.shape[2]:
+        grid, arguments, constants = _launch(q, k, v, out, lse, *fields)
+        with torch.cuda.device_of(q):
+            _forward[grid](*arguments, **constants)
+    return out, lse
+
+
+def _results(q: Tensor, covers: bool) -> tuple[Tensor, Tensor]:
+    """Where the kernel writes: out like q, and LSE."""
+    batch, length, heads, _ = q.shape
     out = torch.empty_like(q)
     lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
     if not covers:
         out.zero_()
         lse.fill_(-torch.inf)
+    return out, lse
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    q_order: Tensor | None, q_starts: Tensor, q_lengths: Tensor,
+    k_order: Tensor | None, k_starts: Tensor, k_lengths: Tensor, launch_order: Tensor,
+    start: Tensor, whole: Tensor, full: Tensor, count: Tensor, index: Tensor,
+    q_coords: Tensor | None, k_coords: Tensor | None,
+    pooled_start: Tensor | None, pooled_count: Tensor | None, pooled_index: Tensor | None,
+    pooled_key: Tensor | None, pooled_value: Tensor | None, log_count: Tensor | None,
+    scale: float, block_q: int, block_k: int, has_whole: bool, has_short: bool,
+    mask_name: str, mask_params: Tensor | None, other_mask: str,
+) -> tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """The grid, arguments and constants of the kernel; see `block_sparse_forward`."""
+    batch, _, heads, dim = q.shape
     n_queries = q_starts.shape[0]
-    if n_queries * heads * batch == 0:
-        return out, lse
     padded = padded_dim(dim)
     boxes = has_whole and k_order is None and boxable(k) and boxable(v)
     config = pick_config(padded, q.element_size(), (block_q, block_k), machine_of(q.device), boxes)
     q_splits = block_q // config.block_m
     unused = q_starts  # stands in for tables that the kernel does not read
-    descriptors = (unused, unused)
+    descriptors: tuple[Any, Any] = (unused, unused)
     if config.tma:
         descriptors = (describe(k, config.block_n, padded), describe(v, config.block_n, padded))
     tables = (q_coords, k_coords, pooled_start, pooled_count, pooled_index,
               pooled_key, pooled_value, log_count)  # fmt: skip
-    with torch.cuda.device_of(q):
-        _forward[(q_splits * n_queries * heads * batch,)](
-            q, k, v, out, lse, *descriptors,
-            unused if q_order is None else q_order, q_starts, q_lengths,
-            unused if k_order is None else k_order, k_starts, k_lengths, launch_order,
-            start, whole, full, count, index, *(unused if x is None else x for x in tables),
-            *q.stride(), *k.stride(), *v.stride(), *out.stride(),
-            *(_NO_STRIDES if pooled_key is None else pooled_key.stride()),
-            *(_NO_STRIDES if pooled_value is None else pooled_value.stride()),
-            lse.stride(0), lse.stride(1),
-            _step(q_lengths, 0), _step(k_lengths, 0), _step(count, 0), _step(count, 1),
-            _step(log_count, 0), abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
-            unused if mask_params is None else mask_params,
-            D=dim, DP=padded, BM=config.block_m, BN=config.block_n,
-            Q_SPLITS=q_splits, K_SPLITS=block_k // config.block_n,
-            Q_ORDER=q_order is not None, K_ORDER=k_order is not None,
-            HAS_WHOLE=has_whole, HAS_SHORT=has_short,
-            HAS_PARTIAL=bool(mask_name), HAS_POOLED=pooled_key is not None, TMA=config.tma,
-            NEGATIVE=scale < 0,
-            MASK_FN=MASK_FUNCTIONS[mask_name or "box"],
-            OTHER_FN=MASK_FUNCTIONS[other_mask] if other_mask else None,
-            num_warps=config.warps, num_stages=config.stages,
-        )  # fmt: skip
-    return out, lse
+    arguments = (
+        q, k, v, out, lse, *descriptors,
+        unused if q_order is None else q_order, q_starts, q_lengths,
+        unused if k_order is None else k_order, k_starts, k_lengths, launch_order,
+        start, whole, full, count, index, *(unused if x is None else x for x in tables),
+        *q.stride(), *k.stride(), *v.stride(), *out.stride(),
+        *(_NO_STRIDES if pooled_key is None else pooled_key.stride()),
+        *(_NO_STRIDES if pooled_value is None else pooled_value.stride()),
+        lse.stride(0), lse.stride(1),
+        _step(q_lengths, 0), _step(k_lengths, 0), _step(count, 0), _step(count, 1),
+        _step(log_count, 0), abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
+        unused if mask_params is None else mask_params,
+    )  # fmt: skip
+    constants = {
+        "D": dim, "DP": padded, "BM": config.block_m, "BN": config.block_n,
+        "Q_SPLITS": q_splits, "K_SPLITS": block_k // config.block_n,
+        "Q_ORDER": q_order is not None, "K_ORDER": k_order is not None,
+        "HAS_WHOLE": has_whole, "HAS_SHORT": has_short,
+        "HAS_PARTIAL": bool(mask_name), "HAS_POOLED": pooled_key is not None, "TMA": config.tma,
+        "NEGATIVE": scale < 0,
+        "MASK_FN": MASK_FUNCTIONS[mask_name or "box"],
+        "OTHER_FN": MASK_FUNCTIONS[other_mask] if other_mask else None,
+        "num_warps": config.warps, "num_stages": config.stages,
+    }  # fmt: skip
+    return (q_splits * n_queries * heads * batch,), arguments, constants
 
 
 _NO_STRIDES = (0, 0, 0, 0)
@@ -354,12 +387,21 @@ def triton_attention(
     pooled: PooledKeys | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
+    if traced(q, k, v) or interpreted() or plan.shape.kinds.pooled or not q.numel():
+        out, lse = block_sparse_forward(q, k, v, *_fields(plan, scale, pooled))
+    else:
+        out, lse = _launched(q, k, v, plan, scale)
+    return out, lse if return_lse else None
+
+
+def _fields(plan: BlockPlan, scale: float, pooled: PooledKeys | None) -> tuple[Any, ...]:
+    """What `block_sparse_forward` takes after q, k and v."""
     blocks, lists = plan.blocks, plan.visits
     whole, short, partial, extra = plan.shape.kinds
     mask = plan.mask if partial else None
     more, far = (pooled, plan.pooled) if extra else (None, None)
-    out, lse = block_sparse_forward(
-        q, k, v, blocks.q.order, blocks.q.starts, blocks.q.lengths,
+    return (
+        blocks.q.order, blocks.q.starts, blocks.q.lengths,
         blocks.k.order, blocks.k.starts, blocks.k.lengths, plan.launch_order,
         lists.start, lists.whole, lists.full, lists.count, lists.index,
         mask.q_coords if mask else None, mask.k_coords if mask else None,
@@ -370,4 +412,49 @@ def triton_attention(
         mask.name if mask else "", mask.packed if mask else None,
         mask.other[0] if mask and mask.other else "",
     )  # fmt: skip
-    return out, lse if return_lse else None
+
+
+_CHANGING = (
+    "q_ptr", "k_ptr", "v_ptr", "out_ptr", "lse_ptr", "list_start", "list_whole", "list_full",
+    "list_count", "list_index", "scale", "k_desc", "v_desc",
+)  # fmt: skip
+"""What a kept launch is given anew at each call."""  # fmt: skip
+
+
+def _launched(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`block_sparse_forward` with little work for the host; what does not change is kept with the
+    plan, or with the blocks of plans that are made at each call."""
+    blocks, lists, shape = plan.blocks, plan.visits, plan.shape
+    out, lse = _results(q, blocks.covers)
+    rows = lists.start, lists.whole, lists.full, lists.count, lists.index
+    key: tuple[Any, ...] = (scale < 0, *alike(q, k, v))
+    if shape.online:
+        launches, key = launches_of(blocks), (*key, "portable", shape.kinds, *alike(*rows[:4]),
+                                              rows[4].data_ptr() & 15)  # fmt: skip
+    else:
+        launches = launches_of(plan)
+    found = launches.get(key)
+    if found is None:
+        fields = _fields(plan, scale, None)
+        *before, covers, name, params, other = fields
+        grid, arguments, constants = _launch(q, k, v, out, lse, *before, name, params, other)
+        places = [_forward.arg_names.index(name) for name in _CHANGING]
+        boxes = (constants["BN"], constants["DP"]) if constants["TMA"] else None
+        found = launches[key] = _Prepared(
+            Launch(_forward, grid, arguments, constants, places), boxes
+        )
+    launch, boxes = found
+    descriptors = (blocks.q.starts, blocks.q.starts)
+    if boxes is not None:
+        descriptors = describe(k, *boxes), describe(v, *boxes)
+    launch(q, k, v, out, lse, *rows, abs(scale) * LOG2_E, *descriptors)
+    return out, lse
+
+
+class _Prepared(NamedTuple):
+    """A launch, and the boxes of its tensor descriptors (rows, columns) if it has any."""
+
+    launch: Launch
+    boxes: tuple[int, int] | None
