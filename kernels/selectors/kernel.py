@@ -82,11 +82,12 @@ def _scores(
 
 @triton.jit
 def _reached(image, threshold, most, weight, target, MASS: tl.constexpr):
-    """Whether the blocks at and above a threshold [ROWS] are enough."""
-    above = image >= threshold[:, None]
-    enough = tl.sum(above.to(tl.int32), 1) >= most
+    """Whether the blocks at and above a threshold are enough; numbers of rows are [ROWS, 1]."""
+    above = image >= threshold
+    # Not a cast: Triton 3.6 moves it to a layout that holds a whole row in each thread.
+    enough = tl.sum(tl.where(above, 1, 0), 1, keep_dims=True) >= most
     if MASS:
-        enough = enough | (tl.sum(tl.where(above, weight, 0.0), 1) >= target)
+        enough = enough | (tl.sum(tl.where(above, weight, 0.0), 1, keep_dims=True) >= target)
     return enough
 
 
@@ -123,33 +124,34 @@ def _select(
         forced = forced | ((block[None, :] == near[:, None]) & candidate)
 
     weight = score
-    target = tl.zeros([ROWS], tl.float32)
+    target = tl.zeros([ROWS, 1], tl.float32)
     if MASS:
         score += tl.log(tl.maximum(length, 1).to(tl.float32))[None, :]
-        top = tl.max(tl.where(candidate, score, float("-inf")), 1)
-        weight = tl.where(candidate, tl.exp(score - top[:, None]), 0.0)
-        target = tl.where(inside, tl.sum(weight, 1), 1.0) * mass
+        top = tl.max(tl.where(candidate, score, float("-inf")), 1, keep_dims=True)
+        weight = tl.where(candidate, tl.exp(score - top), 0.0)
+        total = tl.sum(weight, 1, keep_dims=True)
+        target = tl.where(total > 0, total, 1.0) * mass
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0 is 0
     image = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     image = tl.where(candidate, tl.where(forced, _LARGEST, image), _SMALLEST)
 
     # The highest threshold that is enough, in the order of integers: the sign, then bit by bit.
-    zero = tl.zeros([ROWS], tl.int32)
+    zero = tl.zeros([ROWS, 1], tl.int32)
     threshold = tl.where(_reached(image, zero, most, weight, target, MASS), 0, _SMALLEST)
     bit = 1 << 30
     for _ in range(0, 31):
         higher = threshold + bit
         threshold = tl.where(_reached(image, higher, most, weight, target, MASS), higher, threshold)
         bit = bit >> 1
-    above = image > threshold[:, None]
-    tied = image == threshold[:, None]
-    left = most - tl.sum(above.to(tl.int32), 1)
+    above = image > threshold
+    tied = image == threshold
+    left = most - tl.sum(tl.where(above, 1, 0), 1, keep_dims=True)
     if MASS:
-        missing = target - tl.sum(tl.where(above, weight, 0.0), 1)
-        one = tl.max(tl.where(tied, weight, 0.0), 1)
+        missing = target - tl.sum(tl.where(above, weight, 0.0), 1, keep_dims=True)
+        one = tl.max(tl.where(tied, weight, 0.0), 1, keep_dims=True)
         some = tl.where(one > 0, missing / tl.where(one > 0, one, 1.0), COLUMNS)
         left = tl.minimum(left, tl.ceil(tl.minimum(some, COLUMNS)).to(tl.int32))
-    keep = above | (tied & (tl.cumsum(tied.to(tl.int32), 1) <= left[:, None])) | forced
+    keep = above | (tied & (tl.cumsum(tied.to(tl.int32), 1) <= left)) | forced
     # Text is always kept; past the last key block lengths are 0.
     text = (length > 0) & (of_video == 0)
     keep = (keep & candidate) | (text[None, :] & inside[:, None])

@@ -11,24 +11,26 @@ from pathlib import Path
 import pytest
 
 SCRIPT = r"""
-import json, re, subprocess, tempfile
+import json, re, subprocess, sys, tempfile
 from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from dit_accel.kernels.selectors.kernel import _select
 
+tiled = sys.argv[1] == "True"
 fixed = dict(
-    D=128, STEP=16, ROWS=16, COLUMNS=1024, TILED=True, BLOCK_Q=128, BLOCK_K=128, MASS=True,
-    TALLY=True, stride_kd=1,
+    D=128, STEP=16, ROWS=16 if tiled else 8, COLUMNS=1024 if tiled else 2048, TILED=tiled,
+    BLOCK_Q=128, BLOCK_K=128, MASS=True, TALLY=True,
 )
+fixed["stride_kd" if tiled else "stride_kn"] = 1
 signature, attributes = {}, {}
 for place, name in enumerate(_select.arg_names):
     kinds = {"q_ptr": "*fp32", "k_ptr": "*fp32", "tally_ptr": "*i64"}
     kinds |= {"factor": "fp32", "mass": "fp32"}
     integers = "*i32" if name.endswith(("_ptr", "lengths")) else "i32"
     signature[name] = "constexpr" if name in fixed else kinds.get(name, integers)
-    if name in ("q_ptr", "k_ptr", "stride_kb", "stride_kn", "stride_kh"):
+    if name in ("q_ptr", "k_ptr", "stride_kb", "stride_kh", "stride_kn" if tiled else "stride_kd"):
         attributes[place,] = [["tt.divisibility", 16]]
 constants = {(_select.arg_names.index(name),): value for name, value in fixed.items()}
 kernel = triton.compile(
@@ -44,7 +46,8 @@ print(json.dumps({"shared": kernel.metadata.shared, "scratch": scratch}))
 """
 
 
-def test_shared_memory_and_spills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tiled", [True, False])
+def test_shared_memory_and_spills(tiled: bool, tmp_path: Path) -> None:
     """Shared memory is what the launcher reckons with; scores stay in registers."""
     triton = pytest.importorskip("triton")
     minor = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -59,7 +62,7 @@ def test_shared_memory_and_spills(tmp_path: Path) -> None:
         "TRITON_CACHE_DIR": str(tmp_path),
     }
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment,
+        [sys.executable, "-c", SCRIPT, str(tiled)], capture_output=True, text=True, env=environment,
         cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
