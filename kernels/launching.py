@@ -1,20 +1,19 @@
 """Launches of compiled kernels that cost the host little.
 
 `jit[grid](...)` looks at every argument of every call, to find the kernel that was compiled for
-such ones: half of the host's time of a call with our long lists of arguments. Where all but a few
-are the same from call to call, a `Launch` keeps them beside the compiled kernel.
+such ones: half of the host's time of a call with our long lists of arguments. Here the caller keeps
+what was compiled, under a key of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-
-from dit_accel.kernels.machine import interpreted
 
 try:  # later than Triton 3.3
     from triton import knobs
@@ -22,15 +21,52 @@ except ImportError:
     knobs = None
 
 
+class Compiled:
+    """A compiled kernel and its constants, for calls that are alike in all that Triton compiles
+    for: types, and of a pointer whether it is aligned to 16 bytes."""
+
+    def __init__(self, kernel: Any, constants: Sequence[Any]) -> None:
+        self._kernel = kernel
+        self._constants = constants
+
+    def run(self, grid: tuple[int, ...], arguments: Sequence[Any], device: torch.device) -> None:
+        """Launch it; arguments: all before the constants."""
+        if torch.cuda.current_device() != device.index:
+            with torch.cuda.device(device):
+                self.run(grid, arguments, device)
+            return
+        kernel = self._kernel
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        kernel.run(
+            *(*grid, 1, 1)[:3], stream, kernel.function, kernel.packed_metadata, None, None, None,
+            *arguments, *self._constants,
+        )  # fmt: skip
+
+
+def launch(
+    kept: dict[Any, Any], key: Any, jit: Any, grid: tuple[int, ...], arguments: Sequence[Any],
+    constants: dict[str, Any], device: torch.device,
+) -> None:  # fmt: skip
+    """Run `jit`; the kernel that it compiles to is kept in `kept`, for calls of the same key.
+
+    arguments: those before the constants, in order. constants: by name; also options such as
+    num_warps. key: must tell apart all calls that Triton would compile anew.
+    """
+    found: Compiled | None = kept.get(key)
+    if found is not None and not _watched():
+        found.run(grid, arguments, device)
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel = jit[grid](*arguments, **constants)
+    if device.type == "cuda" and torch.version.hip is None:
+        names = jit.arg_names[len(arguments) :]
+        kept[key] = Compiled(kernel, [constants[name] for name in names])
+
+
 class Launch:
-    """A kernel with its arguments; those at some places are given anew at each call.
+    """A launch whose arguments are the same from call to call, but those at some places.
 
-    What is given must be alike in all that Triton compiles for: its type, and of a pointer whether
-    it is aligned to 16 bytes. Who keeps a `Launch` keeps it under a key that says so.
-
-    Args:
-        jit: the kernel. grid: of programs. arguments: those before the constants, in order.
-        constants: by name; also options such as num_warps. places: of what changes.
+    Args: see `launch`. places: of the arguments that are given anew at each call.
     """
 
     def __init__(
@@ -42,55 +78,25 @@ class Launch:
         places: Sequence[int],
     ) -> None:
         self._jit, self._grid, self._constants = jit, grid, constants
-        self._sizes = (*grid, 1, 1)[:3]
         self._places = tuple(places)
-        self._first = list(arguments)
+        self._arguments = list(arguments)
         for place in self._places:  # a call's tensors are not kept alive
-            self._first[place] = None
-        self._all: list[Any] = []
-        self._kernel: Any = None
+            self._arguments[place] = None
+        self._kept: dict[Any, Compiled] = {}
 
-    def __call__(self, *changing: Any) -> None:
-        """Run it where the first of `changing` is, a tensor."""
-        device = changing[0].device
-        if self._kernel is None or _watched():
-            with torch.cuda.device_of(changing[0]):
-                self._compiled(changing)
-            return
-        arguments = self._all.copy()
+    def __call__(self, device: torch.device, *changing: Any) -> None:
+        """Run it with these arguments at the places."""
+        arguments = self._arguments.copy()
         for place, value in zip(self._places, changing, strict=True):
             arguments[place] = value
-        if torch.cuda.current_device() != device.index:
-            with torch.cuda.device(device):
-                self._run(device.index, arguments)
-        else:
-            self._run(device.index, arguments)
-
-    def _run(self, device: int, arguments: list[Any]) -> None:
-        kernel = self._kernel
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        kernel.run(
-            *self._sizes, stream, kernel.function, kernel.packed_metadata, None, None, None,
-            *arguments,
-        )  # fmt: skip
-
-    def _compiled(self, changing: Sequence[Any]) -> None:
-        """Run it by Triton's own way, which compiles it the first time."""
-        arguments = self._first.copy()
-        for place, value in zip(self._places, changing, strict=True):
-            arguments[place] = value
-        kernel = self._jit[self._grid](*arguments, **self._constants)
-        if torch.version.hip is None and not interpreted():
-            names = self._jit.arg_names[len(arguments) :]
-            self._all = [*self._first, *(self._constants[name] for name in names)]
-            self._kernel = kernel
+        launch(self._kept, None, self._jit, self._grid, arguments, self._constants, device)
 
 
 _kept: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def launches_of(owner: Any) -> dict[Any, Any]:
-    """The launches that are kept as long as `owner` lives, by key; empty at first."""
+    """Where the launches of `owner` (a plan, blocks) are kept, as long as it lives."""
     found = _kept.get(owner)
     if found is None:
         found = _kept[owner] = {}

@@ -101,8 +101,12 @@ class Visits:
 
     def to(self, device: torch.device | str) -> Visits:
         """The same lists on another device."""
-        parts = (self.start, self.whole, self.full, self.count, self.index)
-        return Visits(*(part.to(device) for part in parts))
+        return Visits(*(part.to(device) for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order of the fields."""
+        return self.start, self.whole, self.full, self.count, self.index
 
     def entries(self, sample: int, head: int, block: int) -> tuple[Tensor, Tensor]:
         """The key blocks of one list that count in full, and those under the token mask.

@@ -7,7 +7,6 @@ on a GPU a Triton kernel (`portable.pooling`) reads each tensor once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.blocks import Blocks, BlockTable
+from dit_accel.kernels.launching import launches_of, traced
 from dit_accel.kernels.machine import runs_triton
 
 # Gathered tokens of one step of the torch twin, in numbers.
@@ -60,7 +60,7 @@ def pool_queries_and_keys(
 ) -> tuple[Tensor, Tensor]:
     """Block means [B, NQ, H, D] of q and [B, NK, Hkv, D] of k [B, S, H, D], each read once."""
     sides = ((q, blocks.q, blocks.block_q), (k, blocks.k, blocks.block_k))
-    queries, keys = _pool(*sides, dtype=dtype)
+    queries, keys = _pool(*sides, dtype=dtype, kept=launches_of(blocks))
     return queries, keys
 
 
@@ -73,8 +73,13 @@ def pooled_keys(k: Tensor, v: Tensor, table: BlockTable, block: int = 128) -> Po
     return PooledKeys(key, value, table.lengths.float().log())
 
 
-def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Tensor]:
-    """`pool_blocks` of one or two (tensor, table, slots of a block), two in the same launch."""
+def _pool(
+    *sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype, kept: dict[Any, Any] | None = None
+) -> list[Tensor]:
+    """`pool_blocks` of one or two (tensor, table, slots of a block), two in the same launch.
+
+    kept: where launches over the same tables are kept.
+    """
     for x, table, _ in sides:
         if table.order is not None and table.order.shape[0] != x.shape[1]:
             raise DitAccelError(
@@ -93,8 +98,8 @@ def _pool(*sides: tuple[Tensor, BlockTable, int], dtype: torch.dtype) -> list[Te
         for field in (x, table.order, table.starts, table.lengths, block)
     ]
     # The operator costs the host more than the launch: only a compiler needs it.
-    pool: Callable[..., Any] = pool_pair if torch.compiler.is_compiling() else launch
-    return list(pool(*fields, dtype))[: len(sides)]
+    means = pool_pair(*fields, dtype) if traced() else launch(*fields, dtype, kept)
+    return list(means)[: len(sides)]
 
 
 def _mean(x: Tensor, table: BlockTable, block: int, dtype: torch.dtype) -> Tensor:

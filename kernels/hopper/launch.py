@@ -348,11 +348,12 @@ def _launched(
         places = [forward.arg_names.index(name) for name in _CHANGING]
         launch = Launch(forward, launched, arguments, constants, places)
         skipped = [start * x.stride(1) * x.element_size() for x in (q, k, v)]
-        launch(out, *arguments[:6], lse, *tables, scale * LOG2_E)
+        launch(q.device, out, *arguments[:6], lse, *tables, scale * LOG2_E)
         boxes, runs_ = (_unbound(arguments[first : first + 3]) for first in (0, 3))
         launches[key] = _Prepared(launch, boxes, runs_, _triple(skipped))
         return out, lse
-    found.launch(out, *found.descriptors(q, k, v), lse, *tables, scale * LOG2_E)
+    moved = found.descriptors(q, k, v)
+    found.launch(q.device, out, *moved, lse, *tables, scale * LOG2_E)
     return out, lse
 
 

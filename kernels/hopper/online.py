@@ -26,6 +26,7 @@ from dit_accel.kernels.hopper.lists import (
     list_items,
     rooms,
 )
+from dit_accel.kernels.launching import launch, launches_of
 from dit_accel.kernels.machine import runs_triton
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan
@@ -131,15 +132,20 @@ def emit(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> WorkLists:
     items = codes.new_empty((count, 8))
     work = deal.work.clone()
     query_codes, key_codes = _codes(blocks)
-    with torch.cuda.device_of(items):
-        emit_item[(count,)](
-            lists.start, lists.whole, lists.full, lists.count, lists.index,
-            query_codes, blocks.q.lengths, key_codes, blocks.k.lengths, deal.slots, deal.owners,
-            codes, metas, items, work, heads, every, deal.first, deal.video,
-            *lists.count.shape[:2], copies, entries * together, room,
-            _step(blocks.q.lengths), _step(blocks.k.lengths), batch * heads * (every - deal.video),
-            TOGETHER=together, BLOCK=128, EVEN=plan.shape.even, num_warps=1,
-        )  # fmt: skip
+    arguments = (
+        lists.start, lists.whole, lists.full, lists.count, lists.index,
+        query_codes, blocks.q.lengths, key_codes, blocks.k.lengths, deal.slots, deal.owners,
+        codes, metas, items, work, heads, every, deal.first, deal.video,
+        *lists.count.shape[:2], copies, entries * together, room,
+        _step(blocks.q.lengths), _step(blocks.k.lengths), batch * heads * (every - deal.video),
+    )  # fmt: skip
+    constants = {
+        "TOGETHER": together, "BLOCK": 128, "EVEN": plan.shape.even, "num_warps": 1,
+    }  # fmt: skip
+    # What the deal does not fix: the lists' sizes and places, and those of the codes.
+    places = (x.data_ptr() & 15 for x in (*lists.parts, codes, metas))
+    key = "lists", batch, heads, room, lists.count.shape, plan.shape.even, *places
+    launch(launches_of(deal), key, emit_item, (count,), arguments, constants, items.device)
     return WorkLists(items, work, codes, metas)
 
 

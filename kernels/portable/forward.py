@@ -449,7 +449,7 @@ def _launched(
     descriptors = (blocks.q.starts, blocks.q.starts)
     if boxes is not None:
         descriptors = describe(k, *boxes), describe(v, *boxes)
-    launch(q, k, v, out, lse, *rows, abs(scale) * LOG2_E, *descriptors)
+    launch(q.device, q, k, v, out, lse, *rows, abs(scale) * LOG2_E, *descriptors)
     return out, lse
 
 

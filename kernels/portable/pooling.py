@@ -7,11 +7,15 @@ a launch: the first programs pool the first, the others the second.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dit_accel.kernels import launching as compiled
+from dit_accel.kernels.launching import alike
 from dit_accel.kernels.portable.steps import padded_dim
 
 
@@ -73,11 +77,12 @@ def _pool(
 def launch(
     a: Tensor, a_order: Tensor | None, a_starts: Tensor, a_lengths: Tensor, a_block: int,
     b: Tensor, b_order: Tensor | None, b_starts: Tensor, b_lengths: Tensor, b_block: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype, kept: dict[Any, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Means [B, N, H, D] over the blocks of a and b [B, S, H, D], in `dtype`, each read once.
 
     *_block: slots of a block, no block is longer. Blocks without tokens have the mean 0.
+    kept: where launches over the same blocks are kept.
     """
     means, programs, fields = [], [], []
     for x, order, starts, lengths in (
@@ -93,12 +98,16 @@ def launch(
         fields += [x, unused, starts, lengths, mean, blocks, heads, *x.stride(), shared]
     if sum(programs):
         padded = padded_dim(a.shape[-1])
-        with torch.cuda.device_of(a):
-            _pool[(sum(programs),)](
-                *fields, programs[0], D=a.shape[-1], DP=padded, ROWS=max(16, 8192 // padded),
-                A_BLOCK=a_block, B_BLOCK=b_block, A_ORDER=a_order is not None,
-                B_ORDER=b_order is not None, num_warps=4,
-            )  # fmt: skip
+        constants = {
+            "D": a.shape[-1], "DP": padded, "ROWS": max(16, 8192 // padded),
+            "A_BLOCK": a_block, "B_BLOCK": b_block, "A_ORDER": a_order is not None,
+            "B_ORDER": b_order is not None, "num_warps": 4,
+        }  # fmt: skip
+        key = "means", dtype, *alike(a, b)
+        compiled.launch(
+            {} if kept is None else kept, key, _pool, (sum(programs),), (*fields, programs[0]),
+            constants, a.device,
+        )  # fmt: skip
     return means[0], means[1]
 
 

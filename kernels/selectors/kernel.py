@@ -19,7 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dit_accel.kernels import launching as compiled
 from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.launching import launches_of
 from dit_accel.kernels.portable.steps import machine_of
 from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
 
@@ -191,19 +193,27 @@ def launch(
     programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
     if not programs:
         return
-    with torch.cuda.device_of(queries):
-        _select[(programs,)](
-            queries, keys, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
-            lists.whole, lists.count, lists.index, lists.count if tally is None else tally,
-            per_sample, heads // per_sample, heads, heads // keys.shape[1], blocks.q.count,
-            blocks.k.count, blocks.first_video, blocks.video_blocks, task.forced.sinks,
-            task.forced.near.shape[1], min(task.budget.most, blocks.video_blocks), factor,
-            task.budget.share, keys.stride(0), keys.stride(3), keys.stride(1), keys.stride(2),
-            _step(blocks.q.lengths), _step(blocks.k.lengths),
-            D=dim, STEP=_STEP, ROWS=rows, COLUMNS=columns, TILED=tiled, BLOCK_Q=blocks.block_q,
-            BLOCK_K=blocks.block_k, MASS=task.budget.mass is not None, TALLY=tally is not None,
-            num_warps=min(16, max(4, rows * columns // _HELD_BY_WARP)), num_stages=2,
-        )  # fmt: skip
+    arguments = (
+        queries, keys, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
+        lists.whole, lists.count, lists.index, lists.count if tally is None else tally,
+        per_sample, heads // per_sample, heads, heads // keys.shape[1], blocks.q.count,
+        blocks.k.count, blocks.first_video, blocks.video_blocks, task.forced.sinks,
+        task.forced.near.shape[1], min(task.budget.most, blocks.video_blocks), factor,
+        task.budget.share, keys.stride(0), keys.stride(3), keys.stride(1), keys.stride(2),
+        _step(blocks.q.lengths), _step(blocks.k.lengths),
+    )  # fmt: skip
+    constants = {
+        "D": dim, "STEP": _STEP, "ROWS": rows, "COLUMNS": columns, "TILED": tiled,
+        "BLOCK_Q": blocks.block_q, "BLOCK_K": blocks.block_k,
+        "MASS": task.budget.mass is not None, "TALLY": tally is not None,
+        "num_warps": min(16, max(4, rows * columns // _HELD_BY_WARP)), "num_stages": 2,
+    }  # fmt: skip
+    # Of what a task does not fix: the sizes of the call, and where the tally stands.
+    place = None if tally is None else tally.data_ptr() & 15
+    key = "selection", queries.shape, keys.shape, keys.stride(), place
+    compiled.launch(
+        launches_of(task), key, _select, (programs,), arguments, constants, queries.device
+    )
 
 
 def _tiled(columns: int, device: torch.device) -> bool:

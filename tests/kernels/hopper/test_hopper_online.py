@@ -14,15 +14,17 @@ import pytest
 import torch
 
 pytest.importorskip("triton.experimental.gluon")
+from dit_accel.costs.kernels import deal_weights
 from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.hopper.deal import first_free, in_rounds
-from dit_accel.kernels.hopper.lists import ITEM_WEIGHT, START, TILE_WEIGHT, WorkLists, work_lists
+from dit_accel.kernels.hopper.lists import START, WorkLists, work_lists
 from dit_accel.kernels.hopper.online import dealt, emit, emit_in_torch, online_lists
 from dit_accel.kernels.patterns import pattern
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 
 Make = Callable[..., Any]
+WEIGHTS = deal_weights()
 LAYOUTS = [
     TokenLayout((3, 13, 20)),
     TokenLayout((3, 9, 17), before=20, after=300, valid=((7, 300), (20, 0))),
@@ -98,7 +100,7 @@ def loads(count: torch.Tensor, blocks: Blocks, visits: float, programs: int) -> 
     deal = dealt(blocks, len(count), programs, visits)
     text = count[:, deal.video :].flatten()
     video = count[:, : deal.video].sort(-1, descending=True).values.flatten()
-    weights = TILE_WEIGHT * torch.cat([text, video]) + ITEM_WEIGHT
+    weights = WEIGHTS.tile * torch.cat([text, video]) + WEIGHTS.item
     found = np.zeros(programs)
     np.add.at(found, deal.owners.numpy(), weights.numpy())
     return found
@@ -120,7 +122,7 @@ def test_the_deal_is_as_even_as_the_greedy_one(
         count = (most * level * (0.2 + 0.8 * noise)).int().clamp_min(1).long()
     rows = torch.cat([count, torch.full((heads, text), 591 + text)], 1)
     found = loads(rows, wan(text), float(rows.double().mean()), 132)
-    weights = TILE_WEIGHT * rows.flatten().sort(descending=True).values + ITEM_WEIGHT
+    weights = WEIGHTS.tile * rows.flatten().sort(descending=True).values + WEIGHTS.item
     greedy = np.zeros(132)
     np.add.at(greedy, first_free(weights.int(), 132).numpy(), weights.numpy())
     assert found.sum() == greedy.sum()
