@@ -127,7 +127,7 @@ def test_strides_that_change_change_the_plan(monkeypatch: pytest.MonkeyPatch) ->
     state = state_of()
 
     def boxes(*call: torch.Tensor) -> bool:
-        return attention.planned(state, layout, rule, call)[0].box is not None
+        return attention.planned(state, layout, rule, call)[0].shape.box is not None
 
     def half(shift: int = 0, width: int = 64) -> torch.Tensor:
         flat = torch.zeros(layout.length * HEADS * width + 8, dtype=torch.bfloat16)
