@@ -493,7 +493,8 @@ def test_flex_masks_tokens_by_two_rules() -> None:
     blocks = torch.zeros(plan.shape.q_blocks, plan.shape.k_blocks, dtype=torch.bool)
     for row in range(len(blocks)):
         blocks[row, plan.visits.entries(0, 0, row)[1].long()] = True
-    seen = blocks.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    seen = blocks.repeat_interleave(plan.shape.block_q, 0)
+    seen = seen.repeat_interleave(plan.shape.block_k, 1)
     seen &= (token[:, None] >= 0) & (token[None] >= 0)
     wanted = torch.from_numpy(expected)[token.clamp_min(0)[:, None], token.clamp_min(0)[None]]
     assert seen.any() and torch.equal(allowed[seen], wanted[seen])
