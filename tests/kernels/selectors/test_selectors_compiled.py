@@ -48,7 +48,7 @@ print(json.dumps({"shared": kernel.metadata.shared, "scratch": scratch}))
 
 @pytest.mark.parametrize("tiled", [True, False])
 def test_shared_memory_and_spills(tiled: bool, tmp_path: Path) -> None:
-    """Shared memory is what the launcher reckons with; scores stay in registers."""
+    """Shared memory is what the launcher reckons with; scores stay in registers, but a few."""
     triton = pytest.importorskip("triton")
     minor = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if (
@@ -68,4 +68,4 @@ def test_shared_memory_and_spills(tiled: bool, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     made = json.loads(result.stdout.splitlines()[-1])
     assert made["shared"] <= (2 * 16 * 1024 + 1024) * 4
-    assert made["scratch"] <= 100
+    assert made["scratch"] <= 150
