@@ -223,7 +223,7 @@ def compare(first: Path, second: Path) -> int:
     for key in sorted({*a["header"], *b["header"]} - {"only"}):
         one, other = a["header"].get(key), b["header"].get(key)
         if one != other:
-            print(f"note: {key}: {one} | {other}")
+            print(f"note: {key}: {shown(one)} | {shown(other)}")
     onlys = a["header"]["only"], b["header"]["only"]
     left, right = (
         {name: e for name, e in x["entries"].items() if all(selected(name, o) for o in onlys)}
