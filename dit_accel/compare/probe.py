@@ -125,8 +125,19 @@ def capturing(
         if wanted is not None and site.layer not in wanted:
             return
         if isinstance(layout, TokenLayout) and call.lengths == (layout.length, layout.length):
-            where = (site.name, site.layer, moment.step, moment.steps)
-            use(Capture(*call.bshd(), call.scale, call.mask, layout, *where, moment.branch))
+            use(
+                Capture(
+                    *call.bshd(),
+                    scale=call.scale,
+                    mask=call.mask,
+                    layout=layout,
+                    name=site.name,
+                    layer=site.layer,
+                    step=moment.step,
+                    steps=moment.steps,
+                    branch=moment.branch,
+                )
+            )
 
     with _watching(session, look):
         yield

@@ -7,12 +7,12 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dit_accel.engine.call import Site
 from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute, Tail
 from dit_accel.errors import DitAccelError, nearest
 from dit_accel.kernels.compute import Compute
+from dit_accel.kernels.patterns import Pattern
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.patterns.full import Full
 
@@ -129,16 +129,17 @@ def _resolve(rules: Sequence[Rule], site: Site, branch: str, progress: float) ->
 
 def _for_heads(before: Compute | None, heads: str, compute: RuleCompute) -> Compute | None:
     """What a site runs when `heads` get `compute` and the others keep what was before."""
-    new: Any = None if compute == "dense" else compute
+    new = None if compute == "dense" else compute
     if heads == "all" or (before is None and new is None):
         return new
     first, rest = new or Full(), before or Full()
     for each in (first, rest):
-        if each.online:
+        if not isinstance(each, Pattern):
             raise DitAccelError(
                 f"heads {heads!r}: {each.name!r} chooses for all heads of a site at once; give "
                 "single heads another compute over a pattern only."
             )
+    assert isinstance(first, Pattern) and isinstance(rest, Pattern)
     if isinstance(rest, PerHead):
         return rest.over(heads, first)
     return PerHead(((heads, first),), rest)

@@ -102,7 +102,7 @@ class RouteCache:
         return list(self._routes.values())
 
     def find(
-        self, layout: TokenLayout, compute: Pattern, call: Tensors, wanted: str | None = None
+        self, layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None = None
     ) -> Route:
         """The route of a call (BSHD) over tokens laid out so. wanted: the only backend to ask."""
         key = (layout, compute, wanted, *map(_seen, call))
@@ -181,10 +181,11 @@ def _route(
 ) -> Route:
     q, _, v = call
     device, heads = q.device, q.shape[2]
-    plan = None
+    plan, expected = None, 0.0
     if isinstance(compute, Selector):
         blocks = blocks_of(layout, compute.tiling(layout, form), device)
         shape = compute.shape(blocks, q.shape[0], heads)
+        expected = compute.expected(blocks, q.shape[0], heads)
     else:
         assert isinstance(compute, Pattern)
         plan = compute.build(layout, device, heads, layout_kind=form)
@@ -193,9 +194,8 @@ def _route(
     reason = eligible(backend, *call, shape)
     if reason is None:
         check_call(*call, blocks, shape)
-    if plan is None:
-        launched = kept = compute.expected(blocks, q.shape[0], heads)
-    else:
+    launched = kept = expected
+    if plan is not None:
         launched, kept = plan.launched_density(backend), plan.kept_density()
     video = blocks.video_blocks
     flops = 2.0 * q.numel() * call[1].shape[1] * (1 + v.shape[-1] / max(1, q.shape[-1]))

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dit_accel.costs.files import no_table
 from dit_accel.costs.table import cost_table
@@ -129,7 +130,7 @@ def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None,
     ]
     policy = Policy(profile, sites)
     branches = ("cond", "uncond")[: what.forwards]
-    counts: Counter[Pattern | None] = Counter(
+    counts: Counter[Any] = Counter(
         policy.decide(site, branch, step, steps).compute
         for site in sites
         for branch in branches

@@ -437,9 +437,9 @@ def _launched(
         launches = launches_of(plan)
     found = launches.get(key)
     if found is None:
-        fields = _fields(plan, scale, None)
-        *before, covers, name, params, other = fields
-        grid, arguments, constants = _launch(q, k, v, out, lse, *before, name, params, other)
+        *before, _, name, params, other = _fields(plan, scale, None)
+        rule = {"mask_name": name, "mask_params": params, "other_mask": other}
+        grid, arguments, constants = _launch(q, k, v, out, lse, *before, **rule)
         places = [_forward.arg_names.index(name) for name in _CHANGING]
         boxes = (constants["BN"], constants["DP"]) if constants["TMA"] else None
         found = launches[key] = _Prepared(

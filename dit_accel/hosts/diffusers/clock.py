@@ -154,7 +154,7 @@ def _place_in(timesteps: Any, timestep: Any) -> int | None:
     memory = timesteps.untyped_storage().data_ptr()
     if not same or memory == 0 or timestep.untyped_storage().data_ptr() != memory:
         return None
-    return timestep.storage_offset() - timesteps.storage_offset()
+    return int(timestep.storage_offset() - timesteps.storage_offset())
 
 
 def _largest(timestep: Any) -> float | None:

@@ -19,7 +19,7 @@ _BASE = "_dit_accel_base"
 def mark(pipe: Any, before_call: Callable[[Any], None]) -> None:
     """Let a pipeline's calls be runs, and call `before_call` with it before each."""
     if not hasattr(type(pipe), _BASE):
-        object.__setattr__(pipe, "__class__", _marked(type(pipe), before_call))
+        object.__setattr__(pipe, "__class__", _marked(type(pipe), before_call))  # type: ignore[arg-type]
 
 
 def unmark(pipe: Any) -> None:
