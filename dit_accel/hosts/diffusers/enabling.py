@@ -88,10 +88,13 @@ def disable(transformer: nn.Module) -> None:
     found = attachment_of(transformer)
     if found is None:
         return
-    for attachment in list(found.session.attachments.values()):
+    session = found.session
+    for attachment in list(session.attachments.values()):
         _detach(attachment)
-    for owner in list(found.session.runs):
-        found.session.forget(owner)
+    for owner in list(session.runs):
+        session.forget(owner)
+    for pipe in [pipe for pipe, own in _sessions.items() if own is session]:
+        del _sessions[pipe]
 
 
 def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
