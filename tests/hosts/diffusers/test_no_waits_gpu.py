@@ -28,8 +28,7 @@ PROFILES = {
 @pytest.mark.parametrize("family", ["wan", "hunyuan_video", "cogvideox", "ltx_video", "flux"])
 def test_steps_wait_for_nothing(build: Any, family: str, profile: str) -> None:
     """From the second step of a second run on: before that plans are made and kernels compiled."""
-    tiny = build(family)
-    tiny.pipe.to("cuda", torch.bfloat16)
+    tiny = build(family).to("cuda", torch.bfloat16)
     tiny.pipe.enable_sparse_attention(parse_profile(PROFILES[profile]), strict=True)
     tiny.run()
     forwards = 0
