@@ -98,7 +98,7 @@ def _pool(
         for field in (x, table.order, table.starts, table.lengths, block)
     ]
     # The operator costs the host more than the launch: only a compiler needs it.
-    means = pool_pair(*fields, dtype) if traced() else launch(*fields, dtype=dtype, kept=kept)
+    means = pool_pair(*fields, dtype) if traced() else launch(*fields, dtype, kept)
     return list(means)[: len(sides)]
 
 
