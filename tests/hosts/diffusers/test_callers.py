@@ -56,10 +56,14 @@ def request(tiny: Any, rng: random.Random) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("profile", [SPARSE, ONLINE], ids=["static", "online"])
-def test_threads_give_what_one_after_the_other_gives(build: Any, profile: Any) -> None:
+def test_threads_give_what_one_after_the_other_gives(build: Any, profile: Any, device: str) -> None:
     """Twenty rounds of two requests at once over one transformer: same bits, same receipts."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     first = build("wan")
+    first.pipe.to(device)
     first.pipe.enable_sparse_attention(profile, strict=True)
     second = sharing(first)
     rng = random.Random(0)
