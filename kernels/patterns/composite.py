@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dit_accel.errors import DitAccelError, shown
-from dit_accel.kernels.compute import param
+from dit_accel.kernels.compute import make, param
 from dit_accel.kernels.geometry.blocks import Member
 from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
-from dit_accel.kernels.patterns.base import Pattern
+from dit_accel.kernels.patterns.base import PATTERNS, Pattern
 from dit_accel.kernels.patterns.full import Full
 from dit_accel.layout import TokenLayout
 
@@ -117,8 +117,6 @@ def parse_pattern(value: object, where: str) -> Pattern:
 
     where: names it in errors.
     """
-    from dit_accel.kernels.patterns import pattern
-
     if isinstance(value, Pattern):
         return value
     if isinstance(value, str):
@@ -130,7 +128,7 @@ def parse_pattern(value: object, where: str) -> Pattern:
         )
     params = {str(key): part for key, part in value.items() if key != "compute"}
     try:
-        return pattern(value["compute"], **params)
+        return make("pattern", PATTERNS, value["compute"], params)
     except DitAccelError as error:
         raise DitAccelError(f"{where}: {error}") from error
 
