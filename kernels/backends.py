@@ -33,8 +33,8 @@ Obstacle = Callable[[Tensor, Tensor, Tensor, Shape], str | None]
 class Backend:
     """A way to compute plans.
 
-    forward: computes one. machine, obstacle: why it cannot on this machine, and why it cannot run a
-        call (q, k, v, shape), or None; nothing is read from the device.
+    forward: computes one. machine, refuses, obstacle: why it cannot on this machine, run plans of
+        a shape, and run a call (q, k, v, shape), or None; nothing is read from the device.
     forms: how it can read blocks, the best one first.
     compiles: whether the first call of a variant compiles. online: whether it runs plans that were
         made on the device. moves: whether it moves tokens in memory to run a plan.
@@ -45,6 +45,7 @@ class Backend:
     name: str
     forward: Forward
     machine: Callable[[], str | None] = lambda: None
+    refuses: Callable[[Shape], str | None] = lambda shape: None
     obstacle: Obstacle = lambda q, k, v, shape: None
     forms: tuple[BlockForm, ...] = ("gather",)
     compiles: bool = True
@@ -58,6 +59,10 @@ def _triton_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | Non
         return f"device {q.device.type}: needs CUDA"
     if not q.is_cuda and q.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly"
+    return None
+
+
+def _triton_refuses(shape: Shape) -> str | None:
     if shape.block_q not in (64, 128) or shape.block_k not in (64, 128):
         return f"blocks of {shape.block_q} x {shape.block_k}: needs 64 or 128"
     return None
@@ -79,10 +84,15 @@ def _hopper_machine() -> str | None:
 
 def _hopper_obstacle(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> str | None:
     from dit_accel.kernels.hopper.launch import tensor_obstacle
+
+    return tensor_obstacle(q, k, v)
+
+
+def _hopper_refuses(shape: Shape) -> str | None:
     from dit_accel.kernels.hopper.lists import plan_obstacle
 
-    # Pooled keys go to the portable kernel, which runs every call that passes these.
-    return plan_obstacle(shape) or tensor_obstacle(q, k, v)
+    # Pooled keys go to the portable kernel, which runs every call that passes this.
+    return plan_obstacle(shape)
 
 
 def _hopper_pays(head_dim: int, shape: Shape) -> bool:
@@ -101,12 +111,13 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend(
-            "hopper", _hopper_forward, _hopper_machine, _hopper_obstacle, ("boxes", "gather"),
+            "hopper", _hopper_forward, _hopper_machine, _hopper_refuses, _hopper_obstacle,
+            ("boxes", "gather"),
             moves=lambda shape: shape.scattered, pays=_hopper_pays,
         ),
-        Backend("triton", _triton_forward, triton_machine, _triton_obstacle),
-        Backend("fa4", fa4_attention, fa4_missing, fa4_obstacle, online=False),
-        Backend("flex", flex_attention, flex_missing, flex_obstacle, online=False),
+        Backend("triton", _triton_forward, triton_machine, _triton_refuses, _triton_obstacle),
+        Backend("fa4", fa4_attention, fa4_missing, obstacle=fa4_obstacle, online=False),
+        Backend("flex", flex_attention, flex_missing, obstacle=flex_obstacle, online=False),
         Backend("torch", torch_attention, forms=("lengths",), compiles=False),
         Backend("reference", reference_attention, forms=("lengths",), compiles=False),
     )
@@ -151,7 +162,7 @@ def eligible(
     backend, shape = BACKENDS[name], _shape(plan_or_shape)
     if shape.online and not backend.online:
         return "the plan is made from q and k on the device: this backend takes static ones"
-    return backend.machine() or backend.obstacle(q, k, v, shape)
+    return backend.machine() or backend.obstacle(q, k, v, shape) or backend.refuses(shape)
 
 
 def available() -> dict[str, str | None]:

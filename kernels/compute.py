@@ -251,6 +251,25 @@ def make(
     return registry[name](**params)
 
 
+def from_table(value: object, where: str, make: Callable[..., Made]) -> Made:
+    """A compute from a table {compute = name, ...} or its bare name; "dense" is "full".
+
+    where: names it in errors. make: of a name and parameters, as `make` above for one registry.
+    """
+    if isinstance(value, str):
+        value = {"compute": "full" if value == "dense" else value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("compute"), str):
+        raise DitAccelError(
+            f'{where}: expected a table such as {{compute = "sliding_tile"}} or a name such as '
+            f'"full", got {shown(value)}.'
+        )
+    params = {str(key): part for key, part in value.items() if key != "compute"}
+    try:
+        return make(value["compute"], **params)
+    except DitAccelError as error:
+        raise DitAccelError(f"{where}: {error}") from error
+
+
 def value_text(value: Any) -> str:
     """A parameter's value in the form of a profile, on one line."""
     if hasattr(value, "as_dict"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dit_accel.kernels.compute import Compute, make
+from dit_accel.kernels.compute import Compute, from_table, make
 from dit_accel.kernels.patterns import PATTERNS
 from dit_accel.kernels.selectors import SELECTORS
 
@@ -17,3 +17,8 @@ def compute(name: str, /, **params: Any) -> Compute:
     Raises DitAccelError for an unknown name or parameter, or a value that is not legal.
     """
     return make("compute", COMPUTES, name, params)
+
+
+def parse_compute(value: object, where: str) -> Compute:
+    """A compute from itself, a table {compute = name, ...} or its bare name; see `from_table`."""
+    return value if isinstance(value, Compute) else from_table(value, where, compute)

@@ -23,7 +23,8 @@ def compare(
         str | None,
         what(
             help="Names, TOML files, and inline profiles such as sliding_tile:window=3,3,3 "
-            "(whole numbers count tiles, decimals up to 1.0 are fractions). "
+            "(whole numbers count tiles, decimals up to 1.0 are fractions) or "
+            "block_topk:density=0.2. "
             "\\[default: dense,auto]"
         ),
     ] = None,
@@ -95,8 +96,8 @@ def compare(
         bool,
         alone(
             "--attention",
-            help="Tabulate the error of attention alone against density, for all patterns or "
-            "those of --profiles, on q, k, v of a dense run.",
+            help="Tabulate the error of attention alone against density, for all patterns and "
+            "selectors or those of --profiles, on q, k, v of a dense run.",
         ),
     ] = False,
     layers: Annotated[str | None, alone(help="Blocks to look at: 0,4,-1. \\[default: all]")] = None,

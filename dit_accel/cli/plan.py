@@ -29,7 +29,10 @@ def plan(
     frames: option.Frames = None,
     pattern: Annotated[
         str,
-        of_pattern(help="Name of a pattern, with parameters as in radial:decay=0.2,exact=true."),
+        of_pattern(
+            help="Name of a pattern or a selector, with parameters as in "
+            "radial:decay=0.2,exact=true or block_topk:density=0.2."
+        ),
     ] = "sliding_tile",
     window: Annotated[
         str | None,

@@ -25,8 +25,15 @@ from dit_accel.compare.specs import Spec, toml
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.backends import choose
 from dit_accel.kernels.block_sparse import block_sparse_attention
-from dit_accel.kernels.patterns import PATTERNS, Pattern, pattern, plan_for
+from dit_accel.kernels.blocks import Blocks
+from dit_accel.kernels.compute import Compute
+from dit_accel.kernels.computes import COMPUTES, compute
+from dit_accel.kernels.geometry.blocks import blocks_of
+from dit_accel.kernels.patterns import Pattern, plan_for
+from dit_accel.kernels.patterns.base import kind_for
 from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.selectors import Context, Selector
+from dit_accel.layout import TokenLayout
 
 KNOBS: dict[str, tuple[Any, ...]] = {
     "window": tuple(
@@ -37,9 +44,10 @@ KNOBS: dict[str, tuple[Any, ...]] = {
     "decay": (1.0, 0.5, 0.2),
     "references": ({"fraction": 0.5}, {"fraction": 0.25}),
     "radius": ({"fraction": 0.4}, {"fraction": 0.2}),
+    "p": (0.95, 0.85, 0.7),
     "base": ({"fraction": [0.7, 0.7]}, {"fraction": [0.5, 0.5]}),
 }
-"""What decides how much a pattern keeps, and the values that are tried by default. A pattern whose
+"""What decides how much a compute keeps, and the values that are tried by default. One whose
 parameters have none of these names is tried as it is."""
 MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Moments of the run that are looked at by default."""
@@ -75,33 +83,33 @@ class Row:
 
 
 def candidates(specs: Sequence[Spec] = ()) -> list[Candidate]:
-    """Those that the specs' profiles run; without specs every pattern, at several values."""
+    """Those that the specs' profiles run; without specs every compute, at several values."""
     if not specs:
-        return [_candidate(name, each) for name, each in default_patterns()]
+        return [_candidate(name, each) for name, each in default_computes()]
     found = []
     for spec in specs:
-        computes = [r.compute for r in spec.profile.rules if isinstance(r.compute, Pattern)]
+        computes = [r.compute for r in spec.profile.rules if isinstance(r.compute, Compute)]
         several = len(set(computes)) > 1
-        for index, compute in enumerate(dict.fromkeys(computes)):
-            found.append(_candidate(f"{spec.name}#{index}" if several else spec.name, compute))
+        for index, each in enumerate(dict.fromkeys(computes)):
+            found.append(_candidate(f"{spec.name}#{index}" if several else spec.name, each))
     if not found:
         names = ", ".join(spec.name for spec in specs)
-        raise DitAccelError(f"none of the profiles ({names}) runs a pattern.")
+        raise DitAccelError(f"none of the profiles ({names}) runs a pattern or a selector.")
     return found
 
 
-def default_patterns() -> list[tuple[str, Pattern]]:
-    """(inline profile, pattern) of every registered pattern at the values of its knob."""
-    found: list[tuple[str, Pattern]] = []
-    for name, kind in PATTERNS.items():
+def default_computes() -> list[tuple[str, Compute]]:
+    """(inline profile, compute) of every pattern and selector at the values of its knob."""
+    found: list[tuple[str, Compute]] = []
+    for name, kind in COMPUTES.items():
         knob = next((item.name for item in fields(kind) if item.name in KNOBS), None)
         if knob is None:
-            found.append((name, pattern(name)))
+            found.append((name, compute(name)))
             continue
         for value in KNOBS[knob]:
             shares = value["fraction"] if knob == "window" else None
             text = ",".join(map(repr, shares)) if shares else toml(value)
-            found.append((f"{name}:{knob}={text}", pattern(name, **{knob: value})))
+            found.append((f"{name}:{knob}={text}", compute(name, **{knob: value})))
     return found
 
 
@@ -151,13 +159,24 @@ def _rows(capture: Capture, output: Tensor) -> Tensor:
     return output[keep].float()
 
 
-def _candidate(name: str, compute: Pattern) -> Candidate:
+def _candidate(name: str, tried: Compute) -> Candidate:
     planned = lru_cache(maxsize=8)(plan_for)  # captured calls are mostly alike
+    cut = lru_cache(maxsize=8)(_blocks)
 
     def plan(capture: Capture) -> BlockPlan:
-        return planned(capture.layout, compute, capture.query.device, capture.query.shape[2])
+        q, k, v = capture.query, capture.key, capture.value
+        if isinstance(tried, Selector):
+            scale = q.shape[-1] ** -0.5 if capture.scale is None else capture.scale
+            blocks = cut(capture.layout, tried, q.device)
+            return tried.select(Context(q, k, v, blocks, scale, q.shape[2]))
+        assert isinstance(tried, Pattern)
+        return planned(capture.layout, tried, q.device, q.shape[2])
 
     return Candidate(name, plan)
+
+
+def _blocks(layout: TokenLayout, tried: Selector, device: torch.device) -> Blocks:
+    return blocks_of(layout, tried.tiling(layout, kind_for(device)), device)
 
 
 @dataclass(frozen=True)

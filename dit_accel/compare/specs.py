@@ -27,7 +27,7 @@ from dit_accel.engine.profile import (
     with_overrides,
 )
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.patterns import PATTERNS
+from dit_accel.kernels.computes import COMPUTES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,12 +94,12 @@ def parameters_of(spec: str) -> dict[str, Any]:
 
 def _from_text(text: str, family: str | None) -> Spec:
     head, colon, _ = (part.strip() for part in text.partition(":"))
-    if text in PATTERNS:
+    if text in COMPUTES:
         return _one_rule(text, text, {})
     if not colon or Path(text).is_file():
         return _named(text, family)
     keys = parameters_of(text)
-    if head in PATTERNS:
+    if head in COMPUTES:
         return _one_rule(text, head, keys)
     base = _named(head, family)
     changed = dataclasses.replace(with_overrides(base.profile, keys), name=text)
@@ -110,7 +110,7 @@ def _from_text(text: str, family: str | None) -> Spec:
 def _named(name: str, family: str | None) -> Spec:
     if name == "dense":
         return Spec(name, load_profile(name, family), "Every call dense, as the stock pipeline.")
-    file = profile_file("balanced" if name == "auto" else name, family, PATTERNS)
+    file = profile_file("balanced" if name == "auto" else name, family, COMPUTES)
     label = Path(name).stem if name.endswith(".toml") else name
     return Spec(label, load_profile(name, family), file.read_text("utf-8"))
 

@@ -14,7 +14,7 @@ from dit_accel.engine.call import Site
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.patterns import Pattern
+from dit_accel.kernels.compute import Compute
 from dit_accel.pipelines.registry import adapter_of
 from dit_accel.planner.forecast import Forecast, breakeven_text, other_ms, plan
 from dit_accel.planner.models import Subject, subject
@@ -36,8 +36,8 @@ class Diagnosis:
     subject: Subject
     profile: str
     steps: int
-    shares: dict[Pattern | None, float]
-    forecasts: dict[Pattern, Forecast]
+    shares: dict[Compute | None, float]
+    forecasts: dict[Compute, Forecast]
     attention: float
     measured: bool
     run: float | None
@@ -64,7 +64,8 @@ class Diagnosis:
             found.append(
                 ("kept dense", f"profile {self.profile!r} keeps {dense:.0%} of the calls dense")
             )
-        found += [("note", note) for note in self.subject.notes]
+        told = [note for cast in self.forecasts.values() for note in cast.notes]
+        found += [("note", note) for note in dict.fromkeys([*self.subject.notes, *told])]
         for pattern, share in self.shares.items():
             if pattern is not None:
                 found.append((pattern.name, f"{share:.0%} of the calls: {_line(self, pattern)}"))
@@ -118,7 +119,7 @@ def diagnose(
     return Diagnosis(what, chosen.name, steps, shares, forecasts, attention, table is not None, run)
 
 
-def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None, float]:
+def _shares(what: Subject, profile: Profile, steps: int) -> dict[Compute | None, float]:
     """Part of the self-attention calls of a run that each pattern serves; None is dense."""
     adapter = adapter_of(what.family)
     block, name = "blocks", "attn1"
@@ -142,7 +143,7 @@ def _shares(what: Subject, profile: Profile, steps: int) -> dict[Pattern | None,
     return {pattern: count / total for pattern, count in counts.most_common()}
 
 
-def _line(seen: Diagnosis, pattern: Pattern) -> str:
+def _line(seen: Diagnosis, pattern: Compute) -> str:
     cast = seen.forecasts[pattern]
     return f"launched {cast.launched:.0%}, waste {cast.waste - 1:.0%}; {cast.verdict}"
 

@@ -34,6 +34,10 @@ LEGEND = (
     ("the query", QUERY), ("keys it sees", KEPT), ("computed, but masked", MASKED),
     ("not computed", DROPPED), ("text: always seen", TEXT),
 )  # fmt: skip
+ONLINE_LEGEND = (
+    ("the query", QUERY), ("keys it always sees", KEPT), ("some of these, by q and k", DROPPED),
+    ("text: always seen", TEXT),
+)  # fmt: skip
 
 
 def draw_plan(
@@ -131,15 +135,13 @@ def _page(
     cell_h = frames[0].height * scale + 18
     lines = -(-len(frames) // columns)
     top = 3 * MARGIN + 88
-    legend = [entry for entry in LEGEND if entry[1] in _used(frames, mask)]
+    used, known = _used(frames, mask), ONLINE_LEGEND if cast.online else LEGEND
+    legend = [entry for entry in known if entry[1] in used]
     height = top + max(lines * (cell_h + GAP), MASK_SIDE + 30) + MARGIN + 24
     page = Image.new("RGB", (WIDTH, height), PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, MARGIN), f"{cast.pattern} on {cast.model}, {cast.size}", INK, title)
-    facts = (
-        f"{cast.blocks:,} {cast.cut}, waste {cast.waste - 1:.1%}, "
-        f"launched {cast.launched:.1%}, kept {cast.kept:.1%}"
-    )
+    facts = f"{cast.blocks:,} {cast.cut}, waste {cast.waste - 1:.1%}, {cast.densities}"
     if cast.speedup is not None:
         facts += f", predicted {cast.speedup:.2f}x on {cast.gpu}"
     pen.text((MARGIN, MARGIN + 32), facts, FAINT, note)

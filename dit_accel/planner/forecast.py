@@ -11,24 +11,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit_accel.costs.files import known_gpus, no_table, this_gpu
 from dit_accel.costs.table import CostTable, cost_table
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
-from dit_accel.kernels.blocks import block_tokens
+from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.compute import Compute
+from dit_accel.kernels.computes import compute, parse_compute
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
-from dit_accel.kernels.hopper.lists import plan_obstacle
-from dit_accel.kernels.patterns import Pattern, pattern, plan_for
-from dit_accel.kernels.patterns.composite import parse_pattern
-from dit_accel.kernels.plan import BlockPlan, plan_of
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.selectors import Selector
 from dit_accel.layout import TokenLayout
 from dit_accel.planner.models import Subject, subject
+from dit_accel.planner.outlook import Outlook, outlook
 from dit_accel.planner.work import sparse_ms
 
-SAMPLED, QUERIES = 96, 3
-"""Query blocks, and queries of each, whose masked pairs are counted."""
 PASSES = 280
 """Times that a layer's channels are read or written outside self-attention and matrix products, in
 eager: what samples/results/step_wan14b_h200.csv leaves for them (casts, norms and rotations in
@@ -45,7 +41,9 @@ class Forecast:
     None without a table for the GPU. breakeven: launched density above which dense is faster.
     best_tile, best_launched: of the tile that would be chosen, where another one was given. moved:
     whether tokens are moved into the blocks' order in memory. assumed: whether nobody named the
-    backend and no table tells which is the fastest. notes: what of the request was changed.
+    backend and no table tells which is the fastest. notes: what of the request was changed, and
+    what the numbers leave out. online: whether q and k choose the blocks, call by call: then
+    densities and times are those to expect, and `plan` holds the blocks that are always kept.
     """
 
     model: str
@@ -77,6 +75,7 @@ class Forecast:
     moved: bool
     assumed: bool
     notes: tuple[str, ...]
+    online: bool
     plan: BlockPlan = field(repr=False, compare=False)
 
     @property
@@ -95,6 +94,12 @@ class Forecast:
         if not self.dense_step_ms or not self.sparse_step_ms:
             return None
         return self.dense_step_ms / self.sparse_step_ms
+
+    @property
+    def densities(self) -> str:
+        """Launched and kept density in words."""
+        expected = "about " if self.online else ""
+        return f"launched {self.launched:.1%}, kept {expected}{self.kept:.1%}"
 
     @property
     def verdict(self) -> str:
@@ -133,7 +138,7 @@ def plan(
     height: int | None = None,
     width: int | None = None,
     frames: int | None = None,
-    pattern: str | Pattern | Mapping[str, Any] = "sliding_tile",
+    pattern: str | Compute | Mapping[str, Any] = "sliding_tile",
     *,
     gpu: str | None = None,
     backend: str | None = None,
@@ -145,8 +150,8 @@ def plan(
         model: "wan-14b" and the like (see `pipelines.registry`), a folder in diffusers' format, a
             Hub id, or "demo".
         height, width, frames: in pixels; the model's usual ones unless given.
-        pattern: a pattern, a table such as {"compute": "radial", "decay": 0.3}, or the name of one
-            with its `parameters`.
+        pattern: a pattern or a selector, a table such as {"compute": "radial", "decay": 0.3}, or
+            the name of one with its `parameters`.
         gpu: such as "h100"; this machine's unless given. Times need a table for it.
         window: of those patterns that have one, also as three bare numbers: whole ones count tiles,
             with a decimal among them they are fractions of each axis.
@@ -156,7 +161,7 @@ def plan(
         DitAccelError: an unknown name or a wrong value, with the nearest.
     """
     what = model if isinstance(model, Subject) else subject(model, height, width, frames)
-    rule = _pattern(pattern, parameters)
+    rule = _compute(pattern, parameters)
     table = cost_table(gpu)
     if table is None and gpu is not None:
         raise no_table(gpu)
@@ -164,8 +169,9 @@ def plan(
         raise unknown("backend", str(backend), LAYOUT_KINDS)
     names = [backend] if backend else [n for n in LAYOUT_KINDS if table and n in table.backends]
     options = [_Option(name, kind) for name in names or ["triton"] for kind in LAYOUT_KINDS[name]]
-    made = {o: plan_for(what.layout, rule, "cpu", what.heads, o.kind) for o in options}
-    options = [option for option in options if follows(option.backend, made[option])] or options
+    made = {o: outlook(what.layout, rule, what.heads, o.kind) for o in options}
+    able = [o for o in options if BACKENDS[o.backend].refuses(made[o].shape) is None]
+    options = able or options
     priced = {option: _price(table, made[option], option, what) for option in options}
     best = min(options, key=lambda option: priced[option] or 0.0)
     cast = _forecast(what, rule, table, best, made[best], priced[best])
@@ -180,18 +186,13 @@ class _Option:
     kind: LayoutKind
 
 
-def follows(backend: str, made: BlockPlan) -> bool:
-    """Whether a backend's kernels can follow a plan."""
-    return backend != "hopper" or plan_obstacle(made.shape) is None
-
-
-def _pattern(given: str | Pattern | Mapping[str, Any], parameters: Mapping[str, Any]) -> Pattern:
+def _compute(given: str | Compute | Mapping[str, Any], parameters: Mapping[str, Any]) -> Compute:
     if isinstance(given, str):
         window = parameters.get("window")
         if isinstance(window, Sequence) and not isinstance(window, str):
             parameters = {**parameters, "window": bare_window(window)}
-        return pattern(given, **parameters)
-    rule = parse_pattern(given, "pattern")
+        return compute(given, **parameters)
+    rule = parse_compute(given, "pattern")
     if parameters:
         raise DitAccelError("pattern: give its parameters with its name, or in the pattern itself.")
     return rule
@@ -203,27 +204,25 @@ def bare_window(numbers: Sequence[float]) -> dict[str, list[float]]:
     return {"tiles" if whole else "fraction": list(numbers)}
 
 
-def _price(
-    table: CostTable | None, made: BlockPlan, option: _Option, what: Subject
-) -> float | None:
+def _price(table: CostTable | None, made: Outlook, option: _Option, what: Subject) -> float | None:
     if table is None or option.backend not in table.backends:
         return None
-    moved = moves_tokens(option.backend, made)
-    return sparse_ms(table, made, option.backend, 1, what.heads, what.head_dim, moved=moved)
+    moved = moves_tokens(option.backend, made.shape)
+    return sparse_ms(table, made.likely, option.backend, 1, what.heads, what.head_dim, moved=moved)
 
 
 def _forecast(
     what: Subject,
-    rule: Pattern,
+    rule: Compute,
     table: CostTable | None,
     option: _Option,
-    made: BlockPlan,
+    made: Outlook,
     sparse: float | None,
 ) -> Forecast:
     backend = option.backend
     tiling = rule.tiling(what.layout, option.kind)
     dense = dense_step = sparse_step = breakeven = None
-    launched = made.launched_density(backend)
+    launched = made.launched(backend)
     if table is not None:
         dense = table.dense_ms(1, what.heads, what.layout.length, what.head_dim)
         calls = what.layers * what.forwards
@@ -252,7 +251,7 @@ def _forecast(
         cut=tiling.words,
         waste=tiling.waste if option.kind != "lengths" else 1.0,
         launched=launched,
-        kept=kept_share(made),
+        kept=made.kept,
         best_tile=best_tile,
         best_launched=best_launched,
         dense_ms=dense,
@@ -260,14 +259,19 @@ def _forecast(
         dense_step_ms=dense_step,
         sparse_step_ms=sparse_step,
         breakeven=breakeven,
-        moved=moves_tokens(backend, made),
+        moved=moves_tokens(backend, made.shape),
         assumed=False,
-        notes=(*what.notes, *_cut_tiles(rule, what.layout.grid)),
-        plan=made,
+        notes=(
+            *what.notes,
+            *_cut_tiles(rule, what.layout.grid),
+            *_chosen_later(rule, sparse is not None),
+        ),
+        online=rule.online,
+        plan=made.plan,
     )
 
 
-def _cut_tiles(rule: Pattern, grid: tuple[int, int, int]) -> list[str]:
+def _cut_tiles(rule: Compute, grid: tuple[int, int, int]) -> list[str]:
     """What to say of a given tile that is longer than the grid."""
     tile: Any = getattr(rule, "tile", "auto")
     if tile == "auto" or all(edge <= size for edge, size in zip(tile, grid, strict=True)):
@@ -276,25 +280,15 @@ def _cut_tiles(rule: Pattern, grid: tuple[int, int, int]) -> list[str]:
     return [f"a tile of {_x(tile)} is longer than the grid {_x(grid)}: it holds {_x((t, h, w))}."]
 
 
-def kept_share(made: BlockPlan) -> float:
-    """Kept density; pairs under a token mask are counted for some queries of some blocks."""
-    lists, mask, cut = made.visits, made.mask, made.blocks
-    if mask is None:
-        return made.kept_density()
-    bare = plan_of(cut, dataclasses.replace(lists, count=lists.full))
-    q_tokens, q_real = block_tokens(cut.q, 0, cut.block_q)
-    k_tokens, k_real = block_tokens(cut.k, 0, cut.block_k)
-    heads, blocks = lists.count.shape[1:]
-    some = torch.linspace(0, heads * blocks - 1, SAMPLED).round().long().unique().tolist()
-    pairs = 0.0
-    for item in some:
-        head, block = divmod(item, blocks)
-        visited = lists.entries(0, head, block)[1].long()
-        keys = k_tokens[visited][k_real[visited]]
-        queries = q_tokens[block][q_real[block]]
-        asked = queries[torch.linspace(0, len(queries) - 1, QUERIES).round().long()]
-        pairs += float(mask.allowed(asked, keys).float().sum()) / len(asked) * len(queries)
-    return bare.kept_density() + pairs / len(some) * blocks / (cut.q_length * cut.k_length)
+def _chosen_later(rule: Compute, timed: bool) -> list[str]:
+    """What to say of a selector: which numbers are only to be expected."""
+    if not isinstance(rule, Selector):
+        return []
+    most = " at most" if rule.budget(1).mass is not None else ""
+    notes = [f"blocks are chosen from q and k at each call: densities are those to expect{most}."]
+    if timed:
+        notes.append("the choice of blocks is not in the times: its price was not measured.")
+    return notes
 
 
 def other_ms(table: CostTable, what: Subject) -> float:
@@ -305,15 +299,15 @@ def other_ms(table: CostTable, what: Subject) -> float:
 
 
 def _best_tile(
-    what: Subject, rule: Pattern, option: _Option
+    what: Subject, rule: Compute, option: _Option
 ) -> tuple[tuple[int, int, int] | None, float | None]:
     """The tile that would be chosen, where the user gave another one."""
     if getattr(rule, "tile", "auto") == "auto":
         return None, None
     free = dataclasses.replace(rule, tile="auto")  # type: ignore[call-arg]
     tiling = free.tiling(what.layout, option.kind)
-    made = plan_for(what.layout, free, "cpu", what.heads, option.kind)
-    return tiling.box or tiling.tile, made.launched_density(option.backend)
+    made = outlook(what.layout, free, what.heads, option.kind)
+    return tiling.box or tiling.tile, made.launched(option.backend)
 
 
 def rows(cast: Forecast) -> list[tuple[str, str]]:
@@ -328,7 +322,7 @@ def rows(cast: Forecast) -> list[tuple[str, str]]:
         ("backend", _backend(cast)),
         ("blocks", f"{cast.blocks:,} of {cast.block} slots: {cast.cut}"),
         ("waste", f"{cast.waste - 1:.1%} more slots than tokens"),
-        ("density", f"launched {cast.launched:.1%}, kept {cast.kept:.1%} of all pairs"),
+        ("density", f"{cast.densities} of all pairs"),
         ("bound", f"{cast.bound:.2f}x for the call, at the dense kernel's speed"),
     ]
     if cast.best_tile is not None and cast.best_launched is not None:

@@ -14,6 +14,7 @@ import torch
 
 from dit_accel.costs.table import FULL_BLOCK, PARTS, CostTable, visit_flops
 from dit_accel.kernels.hopper.lists import LIST, work_lists
+from dit_accel.kernels.hopper.online import online_lists
 from dit_accel.kernels.plan import BlockPlan
 
 MOVING = 8
@@ -114,7 +115,8 @@ def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int
         return Work(parts, copies, visits)
     # A plan of its own: the kernel keeps the lists of the GPU at hand, of as many programs.
     own = replace(plan.to("cpu"))
-    dealt = work_lists(own, batch, heads, min(programs, copies * whole.size))
+    deal = online_lists if plan.shape.online else work_lists
+    dealt = deal(own, batch, heads, min(programs, copies * whole.size))
     starts = dealt.work[:, 0].contiguous()
     owners = torch.searchsorted(starts, torch.arange(len(dealt.items)).int(), right=True) - 1
     return Work(parts, copies, visits, dealt.items[:, LIST].numpy(), owners.numpy())

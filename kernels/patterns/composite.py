@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dit_accel.errors import DitAccelError, shown
-from dit_accel.kernels.compute import make, param
+from dit_accel.kernels.compute import from_table, make, param
 from dit_accel.kernels.geometry.blocks import Member
 from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
@@ -113,24 +113,13 @@ class PerHead(Pattern):
 
 
 def parse_pattern(value: object, where: str) -> Pattern:
-    """A pattern from itself, a table {compute = name, ...} or its bare name; "dense" is "full".
+    """A pattern from itself, a table {compute = name, ...} or its bare name; "dense" is "full"."""
+    return value if isinstance(value, Pattern) else from_table(value, where, _pattern)
 
-    where: names it in errors.
-    """
-    if isinstance(value, Pattern):
-        return value
-    if isinstance(value, str):
-        value = {"compute": "full" if value == "dense" else value}
-    if not isinstance(value, Mapping) or not isinstance(value.get("compute"), str):
-        raise DitAccelError(
-            f'{where}: expected a table such as {{compute = "sliding_tile"}} or a name such as '
-            f'"full", got {shown(value)}.'
-        )
-    params = {str(key): part for key, part in value.items() if key != "compute"}
-    try:
-        return make("pattern", PATTERNS, value["compute"], params)
-    except DitAccelError as error:
-        raise DitAccelError(f"{where}: {error}") from error
+
+def _pattern(name: str, /, **params: Any) -> Pattern:
+    made: Pattern = make("pattern", PATTERNS, name, params)
+    return made
 
 
 def check_heads(text: object) -> str:

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dit_accel.errors import DitAccelError
@@ -22,7 +23,7 @@ from dit_accel.kernels.geometry.tiling import Tiling, fixed_tiling
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, ListKinds, Shape, shape_of
 from dit_accel.kernels.selectors.budget import Budget
-from dit_accel.kernels.selectors.lists import entries, forced_of, keys_of, room_of
+from dit_accel.kernels.selectors.lists import entries, forced_mask, forced_of, keys_of, room_of
 from dit_accel.kernels.selectors.select import Task, select_visits
 from dit_accel.kernels.selectors.tiles import compact_tiling
 from dit_accel.layout import TokenLayout
@@ -82,6 +83,14 @@ class Selector(Compute):
         if isinstance(self.tile, tuple):
             return fixed_tiling(layout.grid, self.tile)
         return compact_tiling(layout.grid, kind)
+
+    def always(self, blocks: Blocks) -> Tensor:
+        """bool [NQ, NK]: which pairs of blocks every plan visits, of the first sample."""
+        stop = blocks.first_video + blocks.video_blocks
+        keep = torch.ones(blocks.q.count, blocks.k.count, dtype=torch.bool, device=blocks.device)
+        forced = forced_of(blocks, self.sinks, self.neighbours)
+        keep[blocks.first_video : stop, blocks.first_video : stop] = forced_mask(blocks, forced)
+        return keep & (blocks.k.lengths[0] > 0)
 
     def most(self, blocks: Blocks) -> int:
         """Entries of a video block's list at most, with those that are not video."""

@@ -144,6 +144,15 @@ def forced_of(blocks: Blocks, sinks: int, neighbours: bool) -> Forced:
     return Forced(torch.from_numpy(near).to(blocks.device), first, first + np.array(beyond))
 
 
+@once
+def forced_mask(blocks: Blocks, forced: Forced) -> Tensor:
+    """bool [NV, NV]: which video blocks each one keeps in any case."""
+    mask = torch.zeros(blocks.video_blocks, blocks.video_blocks, dtype=torch.bool)
+    mask[:, : forced.sinks] = True
+    mask.scatter_(1, forced.near.cpu().long(), True)
+    return mask.to(blocks.device)
+
+
 @lru_cache(maxsize=64)
 def _forced(tiling: Tiling, sinks: int, neighbours: bool) -> tuple[np.ndarray, int]:
     """near int32 [NV, n], and how many blocks at the front are sinks.

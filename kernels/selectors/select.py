@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.machine import runs_triton
-from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import Visits
 from dit_accel.kernels.pooling import pool_queries_and_keys
 from dit_accel.kernels.selectors.budget import keep_blocks, list_blocks
-from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Forced, Lists, Task
+from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task, forced_mask
 
 # Scores that torch holds at a time.
 _CHUNK = 1 << 22
@@ -60,7 +59,7 @@ def in_torch(
     stop, group = first + video, heads // keys.shape[2]
     summed = heads if task.shared else 1
     index = lists.index[task.room.first_list :].view(*lists.count.shape[:2], video, task.most)
-    is_forced = _forced_mask(blocks, task.forced)
+    is_forced = forced_mask(blocks, task.forced)
     some = max(1, _CHUNK // every)
     for sample in range(len(queries)):
         length = blocks.k.lengths[sample % len(blocks.k.lengths)]  # [NK]
@@ -87,12 +86,3 @@ def in_torch(
                     slots = made[2].sum(dtype=torch.int64) * blocks.block_q * blocks.block_k
                     pairs = (torch.where(keep, length, 0).sum(-1) * own[part]).sum()
                     tally += torch.stack([slots, pairs]) * summed
-
-
-@once
-def _forced_mask(blocks: Blocks, forced: Forced) -> Tensor:
-    """bool [NV, NV]: which video blocks each one keeps in any case."""
-    mask = torch.zeros(blocks.video_blocks, blocks.video_blocks, dtype=torch.bool)
-    mask[:, : forced.sinks] = True
-    mask.scatter_(1, forced.near.cpu().long(), True)
-    return mask.to(blocks.device)

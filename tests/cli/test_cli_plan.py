@@ -46,6 +46,19 @@ def test_patterns_without_parameters(cli):
     assert code == 0 and "10 becomes 9" in text and "backend" in text
 
 
+def test_selectors_are_planned(cli):
+    code, text = cli(
+        "plan", "--model", "ltx", "--pattern", "block_topk:density=0.2", "--out", "p.png"
+    )
+    assert code == 0, text
+    for words in ("block_topk: sinks = 0", "chosen from q and k", "kept about 2", "drawn"):
+        assert words in text
+    code, text = cli(
+        "plan", "--model", "ltx", "--pattern", "block_topp:p=0.8,heads=shared", "--json"
+    )
+    assert code == 0 and json.loads(text)["online"]
+
+
 def test_brackets_are_shown(cli):
     code, text = cli(
         "plan", "--model", "ltx", "--pattern", "neighborhood:causal=[true,false,false]"
@@ -57,6 +70,8 @@ def test_bad_requests(cli):
     for arguments, words in (
         (("--model", "wan-14"), "Did you mean 'wan-14b'"),
         (("--pattern", "radal"), "Did you mean 'radial'"),
+        (("--pattern", "block_topk:densty=1"), "Did you mean 'density'"),
+        (("--pattern", "block_topk:density=2"), "the nearest legal value is 1"),
         (("--window", "3,x,3"), "--window: expected numbers"),
         (("--window", "0,3,3"), "nearest legal value is 1"),
         (("--tile", "3,3"), "--tile: expected three whole numbers"),

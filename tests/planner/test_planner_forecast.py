@@ -17,11 +17,15 @@ from PIL import Image
 import dit_accel
 from dit_accel.costs.files import COLUMNS, no_table
 from dit_accel.costs.table import CostTable, cost_table
+from dit_accel.engine.profile import parse_profile
 from dit_accel.errors import DitAccelError
+from dit_accel.kernels.backends import BACKENDS
+from dit_accel.kernels.computes import COMPUTES, compute
 from dit_accel.kernels.hopper.lists import plan_obstacle
-from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
+from dit_accel.kernels.patterns import pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.reference import dense_mask
+from dit_accel.kernels.selectors import Context, Selector
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.registry import PRESETS, adapter_for, adapter_of
 from dit_accel.planner import forecast
@@ -29,6 +33,7 @@ from dit_accel.planner.diagnosis import diagnose
 from dit_accel.planner.draw import KEPT, MASKED, QUERY, TEXT, block_mask, query_sees
 from dit_accel.planner.forecast import breakeven_text
 from dit_accel.planner.models import at_grid, subject, token_weights
+from dit_accel.planner.outlook import kept_share, outlook
 from dit_accel.planner.work import sparse_ms
 
 CONSTANTS = {
@@ -178,7 +183,7 @@ def test_masked_pairs_are_counted_well() -> None:
     ):
         rule = pattern(name, **params, exact=True)
         plan = plan_for(TokenLayout((7, 20, 24), after=9), rule, "cpu", layout_kind="gather")
-        assert forecast.kept_share(plan) == pytest.approx(plan.kept_density(), rel=0.03)
+        assert kept_share(plan) == pytest.approx(plan.kept_density(), rel=0.03)
 
 
 def test_times_come_from_the_table(tables: Path) -> None:
@@ -274,6 +279,15 @@ def test_bad_requests() -> None:
         ({"pattern": {"compute": "radal"}}, "pattern: .* Did you mean 'radial'"),
         ({"pattern": {"compute": "radial"}, "decay": 0.3}, "give its parameters with its name"),
         ({"pattern": "radial", "name": 3}, "unknown parameter of radial 'name'"),
+        ({"pattern": "block_topj"}, "unknown compute 'block_topj'. Did you mean 'block_top"),
+        ({"pattern": "block_topk", "densty": 1}, "block_topk 'densty'. Did you mean 'density'"),
+        ({"pattern": "block_topk", "density": 2}, "density: .* the nearest legal value is 1"),
+        ({"pattern": "block_topk", "density": 0}, "above 0 .* got 0; usual are 0.1 to 0.5"),
+        ({"pattern": "block_topk", "heads": "share"}, "'share'. Did you mean 'shared'"),
+        (
+            {"pattern": "block_topk", "window": [3, 3, 3]},
+            "of block_topk 'window'",
+        ),
         ({"gpu": 5}, 'gpu: expected a name such as "h100", got 5'),
         ({"gpu": ["h100"]}, r"gpu: expected a name such as .* got \['h100'\]"),
         ({"backend": 5}, "unknown backend '5'"),
@@ -342,6 +356,71 @@ def test_pictures_show_the_mask(name: str, kind: Any) -> None:
     assert (blocks == 1).sum() == partial
 
 
+SELECTORS = (
+    ("block_topk", {"density": 0.3}),
+    ("block_topk", {"density": 0.1, "neighbours": True, "sinks": 1, "heads": "shared"}),
+    ("block_topp", {"p": 0.9, "max_density": 0.4}),
+)
+
+
+@pytest.mark.parametrize("kind", ["gather", "boxes"])
+@pytest.mark.parametrize(("name", "params"), SELECTORS, ids=str)
+def test_a_selector_s_lists_are_foreseen(name: str, params: dict, kind: Any) -> None:
+    """What no q and k can change is in every plan; a top-k plan is as long as its outlook says."""
+    torch.manual_seed(0)
+    layout, rule = TokenLayout((4, 14, 18), after=70), compute(name, **params)
+    assert isinstance(rule, Selector)
+    found = outlook(layout, rule, 2, kind)
+    blocks = found.plan.blocks
+    q, k = torch.randn(2, 1, layout.length, 2, 32)
+    made = rule.select(Context(q, k, k, blocks, 32**-0.5, 2))
+    assert found.shape == made.shape and found.expected == rule.expected(blocks, 1, 2)
+    always, likely = block_mask(found.plan) > 0, block_mask(found.likely) > 0
+    for head in range(2):
+        kept = block_mask(made, head) > 0
+        assert (kept | ~always).all() and (kept.sum(1) <= likely.sum(1)).all()
+        assert name == "block_topp" or (kept.sum(1) == likely.sum(1)).all()
+    assert (likely | ~always).all()
+    assert found.launched("triton") == pytest.approx(found.likely.launched_density())
+
+
+def test_a_selector_is_forecast(tables: Path, tmp_path: Path) -> None:
+    cast = dit_accel.plan("wan-14b", pattern="block_topk", density=0.2, gpu="h200")
+    assert cast.online and cast.backend == "hopper"
+    assert 0.2 < cast.launched < 0.26 and cast.kept == pytest.approx(0.2, rel=0.01)
+    assert cast.sparse_ms and cast.dense_ms and cast.speedup and 3 < cast.speedup < 6
+    table = cost_table("h200", tables)
+    assert table is not None
+    visits = cast.launched * (75_600 / 128) ** 2 * 40 * 440 / 132 / 1e6
+    move = 8 * 75_600 * 5120 * 2 / 4000e6
+    assert cast.sparse_ms - cast.moved * move == pytest.approx(visits, rel=0.1)
+    told = str(cast)
+    for words in ("chosen from q and k", "is not in the times", "kept about 20.0%", "pays"):
+        assert words in told
+    assert cast.to_dict()["online"] and not dit_accel.plan("wan-14b").online
+    most = dit_accel.plan("flux", pattern={"compute": "block_topp", "p": 0.8}, gpu="h200")
+    assert "to expect at most" in str(most) and most.launched < 0.7
+    drawn = cast.draw(tmp_path / "topk.png")
+    assert KEPT in colors_of(drawn)
+    token = (10 * 45 + 22) * 80 + 40
+    assert 0 < (query_sees(cast.plan, token) == 2).sum() <= 128
+
+
+def test_a_selector_s_tile_is_compared(no_tables: None) -> None:
+    cast = dit_accel.plan("ltx", pattern="block_topk", tile=[2, 4, 4], backend="torch")
+    assert cast.tile == (2, 4, 4) and cast.best_launched is not None
+    assert "times of" not in str(cast) and "is not in the times" not in str(cast)
+
+
+def test_a_profile_with_a_selector_is_diagnosed(tables: Path) -> None:
+    profile = parse_profile('[[rule]]\ncompute = "block_topk"\ndensity = 0.2\nsteps = [0.2, 1.0]')
+    found = diagnose("wan-14b", profile=profile, gpu="h200")
+    assert found.shares[compute("block_topk", density=0.2)] == pytest.approx(0.8)
+    assert found.run is not None and 1 < found.run < found.limit
+    text = " ".join(value for _, value in found.rows())
+    assert "80% of the calls: launched 2" in text and "is not in the times" in text
+
+
 def colors_of(path: Path) -> set[Any]:
     return {color for _, color in Image.open(path).getcolors(1 << 22) or []}
 
@@ -408,7 +487,7 @@ def test_no_backend_is_named_that_cannot_run_the_plan(model: str) -> None:
         what = subject(model)
         for kind in ("boxes", "gather"):
             made = plan_for(what.layout, rule, "cpu", what.heads, kind)  # type: ignore[arg-type]
-            able = forecast.follows("hopper", made)
+            able = BACKENDS["hopper"].refuses(made.shape) is None
             assert able == (plan_obstacle(made.shape) is None)
             refused += not able
         cast = dit_accel.plan(what, pattern=rule, gpu="h200")
@@ -488,7 +567,7 @@ def test_windows_of_bare_numbers(no_tables: None) -> None:
         dit_accel.plan("wan-1.3b", window=(3, 3))
 
 
-def test_no_pattern_s_parameter_is_one_of_plan_s_own() -> None:
+def test_no_compute_s_parameter_is_one_of_plan_s_own() -> None:
     own = set(inspect.signature(dit_accel.plan).parameters)
-    for kind in PATTERNS.values():
+    for kind in COMPUTES.values():
         assert not own & {field.name for field in dataclasses.fields(kind)}

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dit_accel.compare import attention_level
 from dit_accel.compare.attention_run import about, tabulate
@@ -19,7 +21,8 @@ from dit_accel.compare.probe import Capture, capturing, measuring_errors
 from dit_accel.compare.request import Request
 from dit_accel.compare.specs import load_spec
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.patterns import PATTERNS
+from dit_accel.kernels.computes import COMPUTES
+from dit_accel.kernels.reference import dense_mask
 from dit_accel.layout import TokenLayout
 
 
@@ -178,9 +181,26 @@ def test_padding_takes_no_part_in_the_error():
     assert row.error < 1e-5
 
 
-def test_every_pattern_has_a_place_in_the_default_table():
+@pytest.mark.parametrize("name", ["block_topk:density=0.3", "block_topp:p=0.9,max_density=0.4"])
+def test_selectors_choose_from_the_captured_call(name):
+    """The plan is made from its q and k; density and error are that plan's."""
+    capture = made_capture((5, 12, 12))
+    (tried,) = attention_level.candidates([load_spec(name)])
+    plan = tried.plan(capture)
+    other = tried.plan(replace(capture, key=capture.key.flip(1)))
+    assert not torch.equal(plan.visits.index, other.visits.index)
+    (row,) = attention_level.measure(capture, [tried])
+    assert row.launched_density == plan.launched_density("torch") < 0.6
+    mask = dense_mask(plan, 1, 2)
+    q, k, v = (t.transpose(1, 2).double() for t in (capture.query, capture.key, capture.value))
+    seen, whole = (F.scaled_dot_product_attention(q, k, v, m) for m in (mask, None))
+    expected = float((seen - whole).norm() / whole.norm())
+    assert row.error == pytest.approx(expected, rel=1e-3) and row.error > 0
+
+
+def test_every_compute_has_a_place_in_the_default_table():
     tried = attention_level.candidates()
-    assert {c.name.split(":")[0] for c in tried} == set(PATTERNS)
+    assert {c.name.split(":")[0] for c in tried} == set(COMPUTES)
     assert len({c.name for c in tried}) == len(tried)
     rows = attention_level.measure(made_capture((5, 12, 12)), tried)
     summary = attention_level.summarise(rows)

@@ -11,6 +11,7 @@ from dit_accel.compare.specs import load_spec, split_profiles
 from dit_accel.engine.profile import Profile, Reuse
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.patterns import pattern
+from dit_accel.kernels.selectors import selector
 
 
 @pytest.mark.parametrize(
@@ -31,11 +32,29 @@ from dit_accel.kernels.patterns import pattern
             ["fast:window={tokens = [9, 24, 24]},layers=0-3,-1", "dense"],
         ),
         ("a:x=1,b:y=2", ["a:x=1", "b:y=2"]),
+        (
+            "block_topk:density=0.2,heads=shared,block_topp,block_topp:p=0.8",
+            ["block_topk:density=0.2,heads=shared", "block_topp", "block_topp:p=0.8"],
+        ),
         ("dense,dense", ["dense", "dense"]),
     ],
 )
 def test_lists_are_split_between_profiles_only(text, specs):
     assert split_profiles(text) == specs
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [("block_topk", {}), ("block_topk:density=0.2,sinks=1,heads=shared,steps=0.1,1.0", {
+        "density": 0.2, "sinks": 1, "heads": "shared"})],
+)  # fmt: skip
+def test_selectors_are_named_likewise(text, params):
+    (rule,) = load_spec(text).profile.rules
+    assert rule.compute == selector("block_topk", **params) and rule.heads == "all"
+    with pytest.raises(DitAccelError, match="'block_topk'"):
+        load_spec("block_tpk")
+    with pytest.raises(DitAccelError, match="Did you mean 'density'"):
+        load_spec("block_topk:densty=0.2")
 
 
 def test_an_empty_list_is_an_error():
