@@ -6,17 +6,16 @@ Importing it adds `enable_sparse_attention`, `disable_sparse_attention`,
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dit_accel.home import CHECKOUT, ROOT
+from dit_accel.home import VERSION as __version__  # noqa: F401
 
 # In a checkout `kernels`, `pipelines` and `configs` lie beside this folder; an installed
 # distribution has them inside it. They must never be importable at top level (other people's
 # distributions have those names), so the checkout's root joins this package's own path only.
-_root = Path(__file__).resolve().parent.parent
-if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
-    __path__.append(str(_root))
+if CHECKOUT:
+    __path__.append(str(ROOT))
 
 if TYPE_CHECKING:
     from dit_accel.api import disable, enable

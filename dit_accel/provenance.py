@@ -6,9 +6,8 @@ import datetime
 import os
 import subprocess
 from importlib import metadata
-from pathlib import Path
 
-import dit_accel
+from dit_accel.home import ROOT
 
 
 def installed(package: str) -> str:
@@ -23,8 +22,7 @@ def commit() -> str:
     """Commit of the code: the variable COMMIT, else what git says of the checkout, else ""."""
     if os.environ.get("COMMIT"):
         return os.environ["COMMIT"]
-    folder = Path(dit_accel.__file__).resolve().parent.parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

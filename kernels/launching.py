@@ -26,19 +26,19 @@ class Compiled:
     for: types, and of a pointer whether it is aligned to 16 bytes."""
 
     def __init__(self, kernel: Any, constants: Sequence[Any]) -> None:
-        self._kernel = kernel
+        self._run, self._function = kernel.run, kernel.function
+        self._metadata = kernel.packed_metadata
         self._constants = constants
 
     def run(self, grid: tuple[int, ...], arguments: Sequence[Any], device: torch.device) -> None:
         """Launch it; arguments: all before the constants."""
-        if torch.cuda.current_device() != device.index:
+        if torch._C._cuda_getDevice() != device.index:
             with torch.cuda.device(device):
                 self.run(grid, arguments, device)
             return
-        kernel = self._kernel
         stream = torch._C._cuda_getCurrentRawStream(device.index)
-        kernel.run(
-            *(*grid, 1, 1)[:3], stream, kernel.function, kernel.packed_metadata, None, None, None,
+        self._run(
+            *(*grid, 1, 1)[:3], stream, self._function, self._metadata, None, None, None,
             *arguments, *self._constants,
         )  # fmt: skip
 
@@ -119,5 +119,10 @@ def _watched() -> bool:
     """Whether somebody, a profiler say, wants to be told of launches."""
     if knobs is None:
         return True
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(_calls(before) or _calls(after))
+
+
+def _calls(hook: Any) -> Any:
+    """What a hook of Triton's calls: a chain of functions, or itself in older versions."""
+    return hook is not None and getattr(hook, "calls", True)

@@ -30,6 +30,7 @@ def triton_missing() -> str | None:
     return None
 
 
+@lru_cache(maxsize=1)
 def triton_machine() -> str | None:
     """Why Triton kernels cannot run here, or None."""
     if (missing := triton_missing()) or interpreted():

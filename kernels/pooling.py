@@ -96,9 +96,9 @@ def _pool(
         field
         for x, table, block in (*sides, nothing)[:2]
         for field in (x, table.order, table.starts, table.lengths, block)
-    ]
+    ] + [dtype]
     # The operator costs the host more than the launch: only a compiler needs it.
-    means = pool_pair(*fields, dtype) if traced() else launch(*fields, dtype=dtype, kept=kept)
+    means = pool_pair(*fields) if traced() else launch(*[*fields, kept])
     return list(means)[: len(sides)]
 
 

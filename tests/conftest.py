@@ -29,6 +29,15 @@ class Tiny:
     steps: int = 3
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def to(self, device: str, dtype: torch.dtype = torch.float32) -> Tiny:
+        """The pipeline and its inputs on another device."""
+        self.pipe.to(device, dtype)
+        for name, value in self.inputs.items():
+            if isinstance(value, torch.Tensor):
+                kind = dtype if value.is_floating_point() else value.dtype
+                self.inputs[name] = value.to(device, kind)
+        return self
+
     def run(self, **changes: Any) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         inputs = {**self.inputs, "num_inference_steps": self.steps, **changes}

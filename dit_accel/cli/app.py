@@ -96,6 +96,19 @@ def profiles(
 
 @app.command()
 @guarded
+def computes(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the parameters of this one.", show_default=False)
+    ] = None,
+) -> None:
+    """List the patterns and selectors that a profile can name, or the parameters of one."""
+    from dit_accel.cli.tables import computes_table
+
+    out.print(computes_table(name))
+
+
+@app.command()
+@guarded
 def models() -> None:
     """List the models that are supported."""
     from dit_accel.cli.tables import models_table

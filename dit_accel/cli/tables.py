@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 import dit_accel
 from dit_accel.cli import runtime
@@ -23,6 +24,34 @@ def profiles_table(family: str | None = None) -> Table:
         last = group
     table.caption = "auto is the balanced profile of the model's family; dense is the stock model."
     return table
+
+
+def computes_table(name: str | None = None) -> Table:
+    """What a profile's rule can name as its compute; of one of them, the parameters."""
+    runtime.quiet()
+    from dit_accel.kernels.compute import parameters_table
+    from dit_accel.kernels.computes import COMPUTES
+
+    if name is None:
+        table = Table("Compute", "What it does", "Parameters", title="Computes", show_lines=True)
+        for each, kind in COMPUTES.items():
+            keys = ", ".join(parameter.name for parameter in parameters_table(kind))
+            table.add_row(each, Text(_summary(kind)), keys)
+        table.caption = "Their parameters: dit-accel computes NAME."
+        return table
+    if name not in COMPUTES:
+        raise unknown("compute", name, COMPUTES)
+    columns = ("Parameter", "Default", "Legal", "What it means")
+    table = Table(*columns, title=name, caption=_summary(COMPUTES[name]), show_lines=True)
+    for row in parameters_table(COMPUTES[name]):
+        unit = f" Unit: {row.unit}." if row.unit else ""
+        table.add_row(row.name, Text(row.default_text), Text(row.legal), Text(row.help + unit))
+    return table
+
+
+def _summary(kind: type) -> str:
+    """The first paragraph of a class's docstring, on one line."""
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
 def models_table() -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -43,6 +44,13 @@ class Site:
     layout: str = VIDEO
     masks: Literal["none", "key_padding"] = "none"
 
+    def __hash__(self) -> int:
+        return self._hash  # asked for several times in every call
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.kind, self.expert))
+
 
 class Row(NamedTuple):
     """Whose a sample is: nothing that is kept for one row is ever served to another.
@@ -75,14 +83,14 @@ class Moment:
     rows: tuple[Row, ...]
     layouts: Mapping[str, TokenLayout | str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def branch(self) -> str:
         """The CFG branch that all rows share, "" where they do not."""
         first = self.rows[0].branch
         return first if all(row.branch == first for row in self.rows) else ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One attention call as the model makes it.
 

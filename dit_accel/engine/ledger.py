@@ -224,8 +224,21 @@ def mark(device: torch.device) -> Any:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
+    event.record(_stream(device))
     return event
+
+
+_streams: dict[tuple[int, int], torch.cuda.Stream] = {}
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The current stream of a device; torch makes an object of it at each question."""
+    index = torch._C._cuda_getDevice() if device.index is None else device.index
+    key = index, torch._C._cuda_getCurrentRawStream(index)
+    found = _streams.get(key)
+    if found is None:
+        found = _streams[key] = torch.cuda.current_stream(device)
+    return found
 
 
 def milliseconds(span: Span) -> float:

@@ -105,7 +105,9 @@ class RouteCache:
         self, layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None = None
     ) -> Route:
         """The route of a call (BSHD) over tokens laid out so. wanted: the only backend to ask."""
-        key = (layout, compute, wanted, *map(_seen, call))
+        # A policy's computes are the same objects at every call, and a route holds its own.
+        q, k, v = call
+        key = layout, id(compute), wanted, _seen(q), _seen(k), _seen(v)
         found = self._routes.get(key)
         if found is not None:
             if len(self._routes) >= ROUTES:  # only then does it matter which was used last

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dit_accel
 from dit_accel.catalog import supported_models
 from dit_accel.errors import DitAccelError, nearest
+from dit_accel.home import ROOT
 from dit_accel.pipelines.registry import PRESETS
 
 INDEX = "model_index.json"
@@ -63,8 +63,7 @@ class Model:
 
 def demo_folder() -> Path:
     """Where the demo model lies in a checkout; raises DitAccelError where there is none."""
-    roots = (Path(dit_accel.__file__).resolve().parent.parent, Path.cwd())
-    for root in roots:
+    for root in (ROOT, Path.cwd()):
         if (root / "samples" / "demo-model" / INDEX).is_file():
             return root / "samples" / "demo-model"
     raise DitAccelError(

@@ -76,7 +76,7 @@ def _likely(selector: Selector, blocks: Blocks) -> BlockPlan:
     rank = free.cumsum(1)  # from 1; of `among` free blocks every (among / more)-th is taken
     row = torch.arange(len(video)).unsqueeze(1)
     video |= free & ((rank * more + row) // among != ((rank - 1) * more + row) // among)
-    one = dataclasses.replace(selector, heads="shared")
+    one = dataclasses.replace(selector, lists="shared")
     return BlockPlan(blocks, _visits(blocks, keep), one.shape(blocks, 1, 1))
 
 

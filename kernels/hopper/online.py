@@ -9,6 +9,7 @@ device: text rows first, then head by head the rows of video, the longest list f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from dit_accel.kernels.hopper.lists import (
     list_items,
     rooms,
 )
-from dit_accel.kernels.launching import launch, launches_of
+from dit_accel.kernels.launching import Launch, launches_of
 from dit_accel.kernels.machine import runs_triton
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan
@@ -119,34 +120,52 @@ def _numbers(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> Tensor:
 
 def emit(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> WorkLists:
     """The work lists by one Triton launch, in which every item is a program."""
+    lists, device = plan.visits, plan.visits.index.device
+    kept, places = launches_of(deal), [x.data_ptr() & 15 for x in lists.parts]
+    key = "lists", batch, heads, plan.shape.entries, plan.shape.even, lists.count.shape, *places
+    found: _Prepared | None = kept.get(key)
+    if found is None:
+        found = kept[key] = _prepared(plan, deal, batch, heads)
+    # Codes, metas and items, in one piece; aligned as Triton likes it.
+    room, rows = found.room, found.rows
+    piece = torch.empty(2 * room + 8 * rows, dtype=torch.int32, device=device)
+    codes, metas, items = piece.split((room, room, 8 * rows))
+    items, work = items.view(rows, 8), deal.work.clone()
+    found.launch(device, *lists.parts, codes, metas, items, work)
+    return WorkLists(items, work, codes, metas)
+
+
+_CHANGING = (0, 1, 2, 3, 4, 11, 12, 13, 14)
+"""Places of the lists and of what is made of them among the arguments of `emit_item`."""
+
+
+class _Prepared(NamedTuple):
+    """A launch, and the room for codes and for items."""
+
+    launch: Launch
+    room: int
+    rows: int
+
+
+def _prepared(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> _Prepared:
     from dit_accel.kernels.hopper.online_kernel import emit_item
 
     blocks, lists = plan.blocks, plan.visits
     together, entries = 128 // blocks.block_k, len(lists.index)
     room, copies = rooms(entries, blocks.block_k), copies_of(blocks, lists)
     every = blocks.q.count
-    count = batch * heads * every
-    codes, metas = torch.empty(
-        (2, copies * room), dtype=torch.int32, device=lists.index.device
-    ).unbind()
-    items = codes.new_empty((count, 8))
-    work = deal.work.clone()
     query_codes, key_codes = _codes(blocks)
+    codes = metas = items = work = lists.index  # given at each call
     arguments = (
-        lists.start, lists.whole, lists.full, lists.count, lists.index,
-        query_codes, blocks.q.lengths, key_codes, blocks.k.lengths, deal.slots, deal.owners,
-        codes, metas, items, work, heads, every, deal.first, deal.video,
+        *lists.parts, query_codes, blocks.q.lengths, key_codes, blocks.k.lengths,
+        deal.slots, deal.owners, codes, metas, items, work, heads, every, deal.first, deal.video,
         *lists.count.shape[:2], copies, entries * together, room,
         _step(blocks.q.lengths), _step(blocks.k.lengths), batch * heads * (every - deal.video),
     )  # fmt: skip
-    constants = {
-        "TOGETHER": together, "BLOCK": 128, "EVEN": plan.shape.even, "num_warps": 1,
-    }  # fmt: skip
-    # What the deal does not fix: the lists' sizes and places, and those of the codes.
-    places = (x.data_ptr() & 15 for x in (*lists.parts, codes, metas))
-    key = "lists", batch, heads, room, lists.count.shape, plan.shape.even, *places
-    launch(launches_of(deal), key, emit_item, (count,), arguments, constants, items.device)
-    return WorkLists(items, work, codes, metas)
+    constants = {"TOGETHER": together, "BLOCK": 128, "EVEN": plan.shape.even, "num_warps": 1}
+    rows = batch * heads * every
+    launch = Launch(emit_item, (rows,), arguments, constants, _CHANGING)
+    return _Prepared(launch, -(-copies * room // 4) * 4, rows)
 
 
 def _step(lengths: Tensor) -> int:

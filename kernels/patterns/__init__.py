@@ -13,7 +13,7 @@ from dit_accel.kernels.compute import make
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns.attention_tile import AttentionTile
 from dit_accel.kernels.patterns.bands import SpatialBand, TemporalBand
-from dit_accel.kernels.patterns.base import Pattern
+from dit_accel.kernels.patterns.base import PATTERNS, Pattern
 from dit_accel.kernels.patterns.composite import Union
 from dit_accel.kernels.patterns.disc import Disc
 from dit_accel.kernels.patterns.full import Full
@@ -25,8 +25,8 @@ from dit_accel.kernels.patterns.sliding_tile import SlidingTile
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.layout import TokenLayout
 
-PATTERNS: dict[str, type[Pattern]] = {
-    cls.name: cls
+PATTERNS.update(
+    (cls.name, cls)
     for cls in (
         Full,
         SlidingTile,
@@ -40,7 +40,7 @@ PATTERNS: dict[str, type[Pattern]] = {
         TemporalBand,
         Union,
     )
-}
+)
 
 
 def pattern(name: str, /, **params: Any) -> Pattern:

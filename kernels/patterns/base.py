@@ -32,6 +32,9 @@ EXACT_HELP = (
     "else they are kept whole."
 )
 
+PATTERNS: dict[str, type[Pattern]] = {}
+"""Every pattern by name, listed in `patterns`; here for patterns that are made of others."""
+
 
 def kind_for(device: torch.device | str) -> LayoutKind:
     """What is planned for where the caller does not say: gathered slots on a GPU, else lengths."""

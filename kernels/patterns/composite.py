@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dit_accel.errors import DitAccelError, shown
-from dit_accel.kernels.compute import from_table, param
+from dit_accel.kernels.compute import from_table, make, param
 from dit_accel.kernels.geometry.blocks import Member
 from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
-from dit_accel.kernels.patterns.base import Pattern
+from dit_accel.kernels.patterns.base import PATTERNS, Pattern
 from dit_accel.kernels.patterns.full import Full
 from dit_accel.layout import TokenLayout
 
@@ -114,9 +114,12 @@ class PerHead(Pattern):
 
 def parse_pattern(value: object, where: str) -> Pattern:
     """A pattern from itself, a table {compute = name, ...} or its bare name; "dense" is "full"."""
-    from dit_accel.kernels.patterns import pattern
+    return value if isinstance(value, Pattern) else from_table(value, where, _pattern)
 
-    return value if isinstance(value, Pattern) else from_table(value, where, pattern)
+
+def _pattern(name: str, /, **params: Any) -> Pattern:
+    made: Pattern = make("pattern", PATTERNS, name, params)
+    return made
 
 
 def check_heads(text: object) -> str:

@@ -435,21 +435,21 @@ def _launched(
                                               rows[4].data_ptr() & 15)  # fmt: skip
     else:
         launches = launches_of(plan)
-    found = launches.get(key)
+    found: _Prepared | None = launches.get(key)
     if found is None:
         *before, _, name, params, other = _fields(plan, scale, None)
         rule = {"mask_name": name, "mask_params": params, "other_mask": other}
         grid, arguments, constants = _launch(q, k, v, out, lse, *before, **rule)
         places = [_forward.arg_names.index(name) for name in _CHANGING]
         boxes = (constants["BN"], constants["DP"]) if constants["TMA"] else None
-        found = launches[key] = _Prepared(
-            Launch(_forward, grid, arguments, constants, places), boxes
-        )
-    launch, boxes = found
-    descriptors = (blocks.q.starts, blocks.q.starts)
-    if boxes is not None:
-        descriptors = describe(k, *boxes), describe(v, *boxes)
-    launch(q.device, q, k, v, out, lse, *rows, abs(scale) * LOG2_E, *descriptors)
+        made = Launch(_forward, grid, arguments, constants, places)
+        found = launches[key] = _Prepared(made, boxes)
+        descriptors = arguments[5:7]
+    elif found.boxes is None:
+        descriptors = blocks.q.starts, blocks.q.starts
+    else:
+        descriptors = describe(k, *found.boxes), describe(v, *found.boxes)
+    found.launch(q.device, q, k, v, out, lse, *rows, abs(scale) * LOG2_E, *descriptors)
     return out, lse
 
 

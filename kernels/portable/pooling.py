@@ -7,15 +7,14 @@ a launch: the first programs pool the first, the others the second.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_accel.kernels import launching as compiled
-from dit_accel.kernels.launching import alike
+from dit_accel.kernels.launching import Launch, alike
 from dit_accel.kernels.portable.steps import padded_dim
 
 
@@ -84,6 +83,13 @@ def launch(
     *_block: slots of a block, no block is longer. Blocks without tokens have the mean 0.
     kept: where launches over the same blocks are kept.
     """
+    key = "means", dtype, *alike(a, b)
+    found: _Prepared | None = None if kept is None else kept.get(key)
+    if found is not None:
+        means = [torch.empty(shape, dtype=dtype, device=a.device) for shape in found.shapes]
+        if found.launch is not None:
+            found.launch(a.device, a, means[0], b, means[1])
+        return means[0], means[1]
     means, programs, fields = [], [], []
     for x, order, starts, lengths in (
         (a, a_order, a_starts, a_lengths), (b, b_order, b_starts, b_lengths)
@@ -96,6 +102,7 @@ def launch(
         shared = lengths.stride(0) if lengths.shape[0] > 1 else 0
         unused = starts if order is None else order
         fields += [x, unused, starts, lengths, mean, blocks, heads, *x.stride(), shared]
+    made = None
     if sum(programs):
         padded = padded_dim(a.shape[-1])
         constants = {
@@ -103,12 +110,23 @@ def launch(
             "A_BLOCK": a_block, "B_BLOCK": b_block, "A_ORDER": a_order is not None,
             "B_ORDER": b_order is not None, "num_warps": 4,
         }  # fmt: skip
-        key = "means", dtype, *alike(a, b)
-        compiled.launch(
-            {} if kept is None else kept, key, _pool, (sum(programs),), (*fields, programs[0]),
-            constants, a.device,
-        )  # fmt: skip
+        arguments = (*fields, programs[0])
+        made = Launch(_pool, (sum(programs),), arguments, constants, _CHANGING)
+        made(a.device, a, means[0], b, means[1])
+    if kept is not None:
+        kept[key] = _Prepared(made, (means[0].shape, means[1].shape))
     return means[0], means[1]
+
+
+_CHANGING = (0, 4, 12, 16)
+"""Places of the two tensors and of their means among the arguments of `_pool`."""
+
+
+class _Prepared(NamedTuple):
+    """A launch (None without programs), and the shapes of the means."""
+
+    launch: Launch | None
+    shapes: tuple[torch.Size, torch.Size]
 
 
 @torch.library.custom_op("dit_accel::pool_pair", mutates_args=())

@@ -65,7 +65,7 @@ class Selector(Compute):
     neighbours: bool = param(
         False, help="Whether a block always keeps the blocks next to it along each axis."
     )
-    heads: str = param(
+    lists: str = param(
         "own", choices=("own", "shared"),
         help="Whether each head has lists of its own, or all follow the sum of their scores.",
     )  # fmt: skip
@@ -149,7 +149,7 @@ class Selector(Compute):
         return BlockPlan(blocks, visits, shape)
 
     def _lists(self, heads: int) -> int:
-        return 1 if self.heads == "shared" else heads
+        return 1 if self.lists == "shared" else heads
 
     def _visits(self, blocks: Blocks) -> float:
         """Entries of a list on average, as expected."""
@@ -167,5 +167,5 @@ def prepared(blocks: Blocks, selector: Selector, batch: int, heads: int) -> tupl
     shape = selector.shape(blocks, batch, heads)
     room = room_of(blocks, batch, shape.heads, heads, shape.most)
     forced = forced_of(blocks, selector.sinks, selector.neighbours)
-    budget, shared = selector.budget(blocks.video_blocks), selector.heads == "shared"
+    budget, shared = selector.budget(blocks.video_blocks), selector.lists == "shared"
     return shape, Task(forced, room, budget, shape.most, shared)

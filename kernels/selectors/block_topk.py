@@ -5,7 +5,7 @@ m = max(1, round half to even(density x number of such blocks)) highest, of equa
 number. The own block, sinks and neighbours come first and count in m; where they are more than m,
 all of them stay.
 Source: the coarse stage of Video Sparse Attention (arXiv 2505.13389, there without forced blocks)
-and of BiFormer (arXiv 2303.08810, there with heads = "shared"); here without training.
+and of BiFormer (arXiv 2303.08810, there with lists = "shared"); here without training.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ short ones, ascending. The sums are trees of fixed form: the same bits every tim
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_accel.kernels import launching as compiled
 from dit_accel.kernels.blocks import Blocks
-from dit_accel.kernels.launching import launches_of
+from dit_accel.kernels.launching import Launch, launches_of
 from dit_accel.kernels.portable.steps import machine_of
 from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
 
@@ -184,6 +185,33 @@ def launch(
     tally: Tensor | None,
 ) -> None:  # fmt: skip
     """Fills `lists` from block means in float32, contiguous [B, NQ, H, D] and [B, NK, Hkv, D]."""
+    # Of what a task does not fix: the sizes of the call, and where the tally stands.
+    kept, place = launches_of(task), None if tally is None else tally.data_ptr() & 15
+    key = "selection", queries.shape, keys.shape, factor, place
+    found: _Prepared | None = kept.get(key)
+    if found is None:
+        found = kept[key] = _prepared(queries, keys, blocks, task, factor, lists, tally)
+    if found.launch is not None:
+        keys = keys if found.tiled else _transposed(keys)
+        tallied = lists.count if tally is None else tally
+        found.launch(queries.device, queries, keys, lists.whole, lists.count, lists.index, tallied)
+
+
+_CHANGING = (0, 1, 6, 7, 8, 9)
+"""Places of the means, the lists and the tally among the arguments of `_select`."""
+
+
+class _Prepared(NamedTuple):
+    """A launch (None without programs), and whether its scores are products of tiles."""
+
+    launch: Launch | None
+    tiled: bool
+
+
+def _prepared(
+    queries: Tensor, keys: Tensor, blocks: Blocks, task: Task, factor: float, lists: Lists,
+    tally: Tensor | None,
+) -> _Prepared:  # fmt: skip
     batch, _, heads, dim = queries.shape
     columns = max(16, triton.next_power_of_2(blocks.k.count))
     rows = min(_ROWS, _HELD // columns)
@@ -192,7 +220,7 @@ def launch(
     per_sample = lists.count.shape[1]
     programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
     if not programs:
-        return
+        return _Prepared(None, tiled)
     arguments = (
         queries, keys, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
         lists.whole, lists.count, lists.index, lists.count if tally is None else tally,
@@ -208,12 +236,7 @@ def launch(
         "MASS": task.budget.mass is not None, "TALLY": tally is not None,
         "num_warps": min(16, max(4, rows * columns // _HELD_BY_WARP)), "num_stages": 2,
     }  # fmt: skip
-    # Of what a task does not fix: the sizes of the call, and where the tally stands.
-    place = None if tally is None else tally.data_ptr() & 15
-    key = "selection", queries.shape, keys.shape, keys.stride(), place
-    compiled.launch(
-        launches_of(task), key, _select, (programs,), arguments, constants, queries.device
-    )
+    return _Prepared(Launch(_select, (programs,), arguments, constants, _CHANGING), tiled)
 
 
 def _tiled(columns: int, device: torch.device) -> bool:

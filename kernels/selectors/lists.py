@@ -58,6 +58,7 @@ class Room:
     index: where `index` begins in the buffer; first_list: the video's first entry in `index`.
     size: of the buffer. tally: int64 [2], what blocks that are not video add to the tally; None
         where there are none.
+    text: whether there are blocks that are not video.
     """
 
     start: Tensor
@@ -66,6 +67,7 @@ class Room:
     first_list: int
     size: int
     tally: Tensor | None
+    text: bool
 
 
 def entries(blocks: Blocks, batch: int, lists: int, most: int) -> int:
@@ -116,6 +118,7 @@ def room_of(blocks: Blocks, batch: int, lists: int, heads: int, most: int) -> Ro
         shared,
         index + entries(blocks, batch, lists, most),
         tally,
+        blocks.video_blocks < blocks.q.count,
     )
 
 
@@ -215,7 +218,8 @@ class Lists:
     def of(cls, room: Room) -> Lists:
         """New ones."""
         buffer = torch.empty(room.size, dtype=torch.int32, device=room.start.device)
-        buffer[: len(room.fixed)].copy_(room.fixed)
+        if room.text:
+            buffer[: len(room.fixed)].copy_(room.fixed)
         shape = (2, *room.start.shape)
         whole, count = buffer[: 2 * room.start.numel()].view(shape).unbind()
         return cls(whole, count, buffer[room.index :])

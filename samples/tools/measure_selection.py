@@ -39,7 +39,7 @@ SELECTORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("block_topk", {"density": 0.1}),
     ("block_topk", {"density": 0.25}),
     ("block_topk", {"density": 0.25, "sinks": 1, "neighbours": True}),
-    ("block_topk", {"density": 0.25, "heads": "shared"}),
+    ("block_topk", {"density": 0.25, "lists": "shared"}),
     ("block_topp", {"p": 0.9, "max_density": 0.5}),
 )
 HOST_CALLS = 50

@@ -63,6 +63,18 @@ def test_profiles(cli):
     assert code == 0 and "balanced" in text and "cogvideox" not in text
 
 
+def test_computes(cli):
+    from dit_accel.kernels.computes import COMPUTES
+
+    code, text = cli("computes")
+    assert code == 0 and all(name in text for name in COMPUTES)
+    for name, kind in COMPUTES.items():
+        code, text = cli("computes", name)
+        assert code == 0 and all(row.name in text for row in kind.parameters())
+    code, text = cli("computes", "block_topc")
+    assert code == 2 and "block_topk" in text
+
+
 def test_models(cli):
     code, text = cli("models")
     assert code == 0

@@ -87,6 +87,10 @@ def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
     sdist, wheel = next(tmp_path.glob("*.tar.gz")), next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.split("/")[0] in MAPPED]
+    for folder, inside in (("dit_accel", ""), ("configs", "dit_accel/")):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".css", ".js", ".jinja", ".csv", ".toml"):
+                assert f"{inside}{path.relative_to(ROOT).as_posix()}" in names
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     imports = "import dit_accel, dit_accel.kernels.patterns; print(len(dit_accel.profile_names()))"

@@ -11,6 +11,7 @@ import pytest
 from dit_accel import DitAccelError, Profile, families, load_profile, profile_names
 from dit_accel.engine.profile import Reuse, Tail, parse_profile, with_overrides
 from dit_accel.engine.profile.files import profile_families
+from dit_accel.engine.profile.parse import KEYS
 from dit_accel.kernels.compute import Compute, param
 from dit_accel.kernels.computes import COMPUTES
 from dit_accel.kernels.geometry.tiling import Tiling, raster_runs
@@ -240,6 +241,11 @@ def test_selectors_are_computes_of_whole_sites(monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(DitAccelError, match=words):
             parse_profile(f"[[rule]]\n{text}\n")
+
+
+@pytest.mark.parametrize("name", COMPUTES)
+def test_every_parameter_can_be_written_in_a_rule(name: str) -> None:
+    assert not {each.name for each in COMPUTES[name].parameters()} & {"compute", *KEYS}
 
 
 def steps(*rules: str) -> list[tuple[float, float]]:

@@ -24,21 +24,12 @@ def profile(window: str, tile: str = "tile = [2, 3, 3]") -> Any:
     )
 
 
-def on_gpu(tiny: Any, dtype: torch.dtype) -> Any:
-    tiny.pipe.to("cuda", dtype)
-    for name, value in tiny.inputs.items():
-        if isinstance(value, torch.Tensor):
-            kind = dtype if value.is_floating_point() else value.dtype
-            tiny.inputs[name] = value.to("cuda", kind)
-    return tiny
-
-
 def gap(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def test_covering_windows_equal_dense(tiny: Any) -> None:
-    on_gpu(tiny, torch.float32)
+    tiny.to("cuda")
     stock = tiny.run()
     tiny.pipe.enable_sparse_attention(profile("{fraction = [1.0, 1.0, 1.0]}"), strict=True)
     assert gap(tiny.run(), stock) < 1e-4
@@ -52,10 +43,10 @@ def test_covering_windows_equal_dense(tiny: Any) -> None:
 def test_triton_is_as_near_to_float32_as_torch_is(build: Any, family: str) -> None:
     """The same profile in bfloat16 by both backends, each against float32."""
     narrow = profile("{tiles = [3, 1, 1]}", "tile = 'auto'")
-    exact = on_gpu(build(family), torch.float32)
+    exact = build(family).to("cuda", torch.float32)
     exact.pipe.enable_sparse_attention(narrow, backend="torch", strict=True)
     truth = exact.run()
-    half = on_gpu(build(family), torch.bfloat16)
+    half = build(family).to("cuda", torch.bfloat16)
     errors = {}
     for backend in ("triton", "torch"):
         half.pipe.enable_sparse_attention(narrow, backend=backend, strict=True)
@@ -64,7 +55,7 @@ def test_triton_is_as_near_to_float32_as_torch_is(build: Any, family: str) -> No
 
 
 def test_warmup_leaves_no_compilation_to_the_run(tiny_wan: Any) -> None:
-    on_gpu(tiny_wan, torch.float32)
+    tiny_wan.to("cuda")
     tiny_wan.pipe.enable_sparse_attention(profile("{tiles = [1, 1, 1]}"))
     tiny_wan.pipe.sparse_attention_warmup(80, 112, 17)
     tiny_wan.run()

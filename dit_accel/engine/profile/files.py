@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dit_accel
+from dit_accel.home import CONFIGS
 
 
 def shipped_files() -> list[tuple[str, str, Path]]:
     """(family, name, file) of every shipped profile; "generic" is a family here."""
-    folders = [Path(root) / "configs" for root in dit_accel.__path__]
-    files = [path for folder in folders for path in sorted(folder.glob("*/*.toml"))]
-    return [(path.parent.name, path.stem, path) for path in files]
+    return [(path.parent.name, path.stem, path) for path in sorted(CONFIGS.glob("*/*.toml"))]
 
 
 def profile_families() -> list[str]:

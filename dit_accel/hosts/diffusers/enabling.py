@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from dit_accel.kernels.backends import BACKENDS
 from dit_accel.layout import TokenLayout
 from dit_accel.pipelines.adapter import Adapter
 from dit_accel.pipelines.registry import ADAPTERS, adapter_for
+
+_sessions: WeakKeyDictionary[Any, DiffusersSession] = WeakKeyDictionary()
+"""What each enabled pipeline was enabled with."""
 
 
 def enable(
@@ -84,16 +88,23 @@ def disable(transformer: nn.Module) -> None:
     found = attachment_of(transformer)
     if found is None:
         return
-    for attachment in list(found.session.attachments.values()):
+    session = found.session
+    for attachment in list(session.attachments.values()):
         _detach(attachment)
-    for owner in list(found.session.runs):
-        found.session.forget(owner)
+    for owner in list(session.runs):
+        session.forget(owner)
+    for pipe in [pipe for pipe, own in _sessions.items() if own is session]:
+        del _sessions[pipe]
 
 
 def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
     """See `dit_accel.methods.enable_sparse_attention`."""
     owner = weakref.ref(pipe)
-    enable(_experts(pipe), lambda: [getattr(owner(), "scheduler", None)], profile, **options)
+
+    def schedulers() -> list[Any]:
+        return [getattr(owner(), "scheduler", None)]
+
+    _sessions[pipe] = enable(_experts(pipe), schedulers, profile, **options)
     pipeline.mark(pipe, refresh)
 
 
@@ -101,6 +112,7 @@ def disable_pipeline(pipe: Any) -> None:
     """See `dit_accel.methods.disable_sparse_attention`."""
     for module in _modules(pipe).values():
         disable(module)
+    _sessions.pop(pipe, None)
     pipeline.unmark(pipe)
 
 
@@ -115,18 +127,17 @@ def session_of(pipe: Any) -> DiffusersSession:
 
 def refresh(pipe: Any) -> None:
     """Attach what was exchanged on an enabled pipeline since: transformers, blocks, modules."""
-    models = {name: model for name, model in _modules(pipe).items() if adapter_for(model)}
-    sessions = [found.session for model in models.values() if (found := attachment_of(model))]
-    for name, model in models.items():
+    session = _sessions.get(pipe)
+    for name, model in _modules(pipe).items():
         found = attachment_of(model)
         if found is not None and not found.complete:
-            session = found.session
             _detach(found)
-        elif found is None and sessions and sessions[0].adapter is adapter_for(model):
-            session = sessions[0]
-        else:
-            continue
-        _attach(Attachment(model, name, session.adapter, session))
+            _attach(Attachment(model, name, found.adapter, found.session))
+        elif found is None and session is not None and session.adapter is adapter_for(model):
+            before = session.attachments.get(name)
+            if before is not None:
+                _detach(before)
+            _attach(Attachment(model, name, session.adapter, session))
 
 
 def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from diffusers.hooks import _helpers as diffusers_helpers
 
 from dit_accel.errors import DitAccelError
+from dit_accel.home import VERSION
 from dit_accel.hosts.diffusers import compiled, dispatch, operator  # noqa: F401  (the operator)
 from dit_accel.hosts.diffusers.attachment import BoundSite
 
@@ -93,7 +94,7 @@ def rebound(cls: type) -> type:
 
         raise DitAccelError(
             f"the attention processor {cls.__name__} of diffusers {diffusers.__version__} makes no "
-            f"attention call that dit_accel {_version()} knows; diffusers 0.42 is known to work."
+            f"attention call that dit_accel {VERSION} knows; diffusers 0.42 is known to work."
         )
     call = _same_parameters(cls.__name__, stock, _wrap(_over(stock, _shadow(stock))))
     body = {"__call__": call, "__deepcopy__": _stock_copy, _BASE: cls, "__module__": cls.__module__}
@@ -200,9 +201,3 @@ def _register_metadata(cls: type, new: type) -> None:
         registry.register(new, registry.get(cls))
     except ValueError:
         return
-
-
-def _version() -> str:
-    from dit_accel import __version__
-
-    return __version__

@@ -50,16 +50,19 @@ def request(tiny: Any, rng: random.Random) -> dict[str, Any]:
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
     shape = tiny.inputs["prompt_embeds"].shape
     return {
-        "prompt_embeds": torch.randn(shape, generator=noise),
+        "prompt_embeds": torch.randn(shape, generator=noise).to(tiny.inputs["prompt_embeds"]),
         "width": rng.choice([80, 112]),
         "num_inference_steps": rng.choice([2, 3, 4]),
     }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("profile", [SPARSE, ONLINE], ids=["static", "online"])
-def test_threads_give_what_one_after_the_other_gives(build: Any, profile: Any) -> None:
+def test_threads_give_what_one_after_the_other_gives(build: Any, profile: Any, device: str) -> None:
     """Twenty rounds of two requests at once over one transformer: same bits, same receipts."""
-    first = build("wan")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    first = build("wan").to(device)
     first.pipe.enable_sparse_attention(profile, strict=True)
     second = sharing(first)
     rng = random.Random(0)

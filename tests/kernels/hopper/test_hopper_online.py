@@ -3,7 +3,6 @@ before anything is known of them."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from dit_accel.layout import TokenLayout
 
 Make = Callable[..., Any]
 WEIGHTS = deal_weights()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there Triton is interpreted
 LAYOUTS = [
     TokenLayout((3, 13, 20)),
     TokenLayout((3, 9, 17), before=20, after=300, valid=((7, 300), (20, 0))),
@@ -48,10 +48,9 @@ def content(lists: WorkLists, block_k: int) -> list[Any]:
     return sorted(found)
 
 
-def check(plan: BlockPlan, batch: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def check(plan: BlockPlan, batch: int, heads: int) -> None:
     """Triton's kernel, its twin in torch and the static lists agree; programs get whole runs."""
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
-    plan, programs = plan.to("cpu"), 5
+    plan, programs = plan.to(DEVICE), 5
     wanted = content(work_lists(plan, batch, heads, programs), plan.blocks.block_k)
     online = as_online(plan)
     deal = dealt(online.blocks, batch * heads, programs, online.shape.visits)
@@ -68,23 +67,21 @@ def check(plan: BlockPlan, batch: int, heads: int, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("exact", [False, True])
-def test_boxes(layout: TokenLayout, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes(layout: TokenLayout, exact: bool) -> None:
     rule = pattern("neighborhood", window={"tokens": [3, 5, 7]}, tile=[2, 8, 8], exact=exact)
     plan = rule.build(layout, "cpu", layout_kind="boxes")
-    check(plan, len(layout.valid or (0,)), 3, monkeypatch)
+    check(plan, len(layout.valid or (0,)), 3)
 
 
 @pytest.mark.parametrize("block_k", [64, 128])
 @pytest.mark.parametrize(("batch", "heads"), [(1, 1), (2, 3)])
-def test_runs(
-    batch: int, heads: int, block_k: int, runs_plan: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs(batch: int, heads: int, block_k: int, runs_plan: Make) -> None:
     """Lists per sample and head, some empty, some with an odd number of blocks of 64."""
     plan, _ = runs_plan(
         [128, 17, 128, 65], [64, 3, 64, 64, 20], batch=batch, heads=heads, block_k=block_k, keep=0.3
     )
     assert (plan.visits.count == 0).any()
-    check(plan, 2, 3, monkeypatch)
+    check(plan, 2, 3)
 
 
 def wan(text: int) -> Blocks:
@@ -161,10 +158,9 @@ def test_nobody_is_idle() -> None:
             assert np.bincount(owners, minlength=programs).min() >= 1
 
 
-def test_even_lists_need_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
+def test_even_lists_need_no_order() -> None:
     layout = TokenLayout((4, 16, 16), after=60)
-    plan = pattern("full").build(layout, "cpu", layout_kind="boxes")
+    plan = pattern("full").build(layout, DEVICE, layout_kind="boxes")
     deal = dealt(plan.blocks, 2, 3, plan.shape.visits)
     sorted_, even = (emit(as_online(plan, flag), deal, 1, 2) for flag in (False, True))
     assert torch.equal(sorted_.items, even.items) and torch.equal(sorted_.work, even.work)

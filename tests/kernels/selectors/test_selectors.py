@@ -28,7 +28,7 @@ def chosen(
 ) -> Any:
     """(scores, forced) of the rows of one list."""
     layout = TokenLayout(context.blocks.grid)
-    shared = selector.heads == "shared"
+    shared = selector.lists == "shared"
     heads = list(range(context.heads)) if shared else [head]
     forced = rules.forced(layout, context.blocks.tiling, selector.sinks, selector.neighbours)
     return rules.scores(context, members, sample, heads), forced
@@ -43,7 +43,7 @@ def check(
     """
     plan = selector.select(context).validate()
     blocks, block = context.blocks, context.blocks.block_k
-    made, lists = rules.lists(plan), 1 if selector.heads == "shared" else context.heads
+    made, lists = rules.lists(plan), 1 if selector.lists == "shared" else context.heads
     batch, first = len(context.q), blocks.first_video
     text = {j for j, video in enumerate(members.video) if not video}
     everything = set(range(len(members.video)))
@@ -95,7 +95,7 @@ CASES: list[tuple[dict[str, Any], TokenLayout, dict[str, Any]]] = [
     ({"density": 0.4, "sinks": 1}, TEXT, {"kind": "boxes", "batch": 2, "kv_heads": 1}),
     ({"neighbours": True, "density": 0.5}, VIDEO, {"kind": "gather", "heads": 1, "dim": 40}),
     ({"density": 0.5, "sinks": 1, "tile": [2, 4, 8]}, VIDEO, {"heads": 1}),
-    ({"heads": "shared", "density": 0.3}, TEXT, {"batch": 2, "heads": 4, "kv_heads": 2}),
+    ({"lists": "shared", "density": 0.3}, TEXT, {"batch": 2, "heads": 4, "kv_heads": 2}),
     ({"density": 1e-3}, TEXT, {"kind": "lengths", "batch": 2, "heads": 1}),
     ({"density": 1e-3, "neighbours": True, "sinks": 1}, TEXT, {"batch": 2, "heads": 1}),
     ({"density": 1.0}, TEXT, {"kind": "gather", "batch": 2, "heads": 1}),
@@ -165,7 +165,7 @@ def assert_top_p(
         ({"max_density": 1.0, "p": 0.7}, TEXT, {"batch": 2, "kv_heads": 1}),
         ({"sinks": 1, "p": 0.5}, VIDEO, {"kind": "gather"}),
         ({"neighbours": True, "tile": [2, 4, 6], "max_density": 0.7}, VIDEO, {"heads": 1}),
-        ({"heads": "shared", "p": 0.6, "max_density": 0.3}, TEXT, {"batch": 2, "heads": 4}),
+        ({"lists": "shared", "p": 0.6, "max_density": 0.3}, TEXT, {"batch": 2, "heads": 4}),
     ],
     ids=str,
 )  # fmt: skip
@@ -330,7 +330,7 @@ def test_registry() -> None:
     [
         ("block_topk", {"density": 0.0}, "density"),
         ("block_topk", {"density": 1.5}, "nearest legal value is 1"),
-        ("block_topk", {"heads": "all"}, "heads"),
+        ("block_topk", {"lists": "all"}, "lists"),
         ("block_topk", {"sinks": -1}, "sinks"),
         ("block_topp", {"p": 0}, "p:"),
         ("block_topp", {"max_density": 2}, "max_density"),

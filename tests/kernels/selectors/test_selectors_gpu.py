@@ -28,7 +28,7 @@ LAYOUTS = [
 ]
 PARAMS: list[tuple[str, dict[str, Any]]] = [
     ("block_topk", {"density": 0.2}),
-    ("block_topk", {"sinks": 1, "neighbours": True, "heads": "shared"}),
+    ("block_topk", {"sinks": 1, "neighbours": True, "lists": "shared"}),
     ("block_topp", {"p": 0.7, "neighbours": True}),
 ]
 
