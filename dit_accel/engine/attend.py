@@ -124,6 +124,8 @@ def _obstacle(call: Call, site: Site, layout: TokenLayout) -> str | None:
     """Why this call cannot run a compute over tokens laid out so, None where it can."""
     if call.lengths != (layout.length, layout.length):
         return "layout: not the video's own attention"
+    if layout.obstacle is not None:
+        return f"layout: {layout.obstacle}"
     if call.mask is not None and site.masks != "key_padding":
         return "attention mask"
     if call.dropout or call.causal:

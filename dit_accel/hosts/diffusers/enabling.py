@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from dit_accel.engine.attend import run
+from dit_accel.engine.attend import run as attend_route
 from dit_accel.engine.call import Moment, Row, Site
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile, with_overrides
@@ -91,8 +91,8 @@ def disable(transformer: nn.Module) -> None:
     session = found.session
     for attachment in list(session.attachments.values()):
         _detach(attachment)
-    for owner in list(session.runs):
-        session.forget(owner)
+    for run in list(session.runs.values()):
+        run.end()
     for pipe in [pipe for pipe, own in _sessions.items() if own is session]:
         del _sessions[pipe]
 
@@ -157,7 +157,7 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         for compute in session.policy.computes():
             route = session.routes.find(layout, compute, (q, k, v), session.settings.backend)
             if route.reason is None:
-                run(route, q, k, v, None, site, moment, session)
+                attend_route(route, q, k, v, None, site, moment, session)
 
 
 def _attach(attachment: Attachment) -> None:

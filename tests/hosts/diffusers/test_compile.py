@@ -49,3 +49,12 @@ def test_compiled_runs_follow_the_policy(build: Any, family: str, whole: bool) -
             assert counted[kind][key] == receipt[kind][key], (kind, key)
     # Around a whole compiled model the hook that begins a forward is a small graph of its own.
     assert count == stock + whole
+
+
+def test_the_operator_stays_out_of_cuda_graphs() -> None:
+    """What a call does depends on the run; torch 2.9 and later can be told so."""
+    import dit_accel.hosts.diffusers.operator  # noqa: F401
+
+    if not hasattr(torch.Tag, "cudagraph_unsafe"):
+        pytest.skip("this torch has no such tag")
+    assert torch.Tag.cudagraph_unsafe in torch.ops.dit_accel.attend.default.tags

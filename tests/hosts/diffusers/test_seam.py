@@ -186,3 +186,13 @@ def test_an_enabled_pipeline_is_freed(build: Any) -> None:
     del tiny
     gc.collect()
     assert ref() is None
+
+
+def test_a_session_reports_after_it_was_disabled(build: Any) -> None:
+    model = build("wan").pipe.transformer
+    session = dit_accel.enable(model, profile=SPARSE, steps=2)
+    noise, text = torch.zeros(1, 16, 5, 10, 14), torch.zeros(1, 8, 16)
+    with torch.no_grad():
+        model(noise, torch.tensor([900.0]), text, return_dict=False)
+    dit_accel.disable(model)
+    assert session.report().kinds["self"]["sparse"] == 3
