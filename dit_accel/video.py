@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,31 +166,41 @@ def write_video(frames: Frames, path: str | os.PathLike[str], fps: float = 16.0)
 
 
 def _write_mp4(pictures: list[np.ndarray], path: Path, fps: float) -> None:
-    import imageio_ffmpeg
-
     height, width, _ = pictures[0].shape
     even = ((0, height % 2), (0, width % 2), (0, 0))
     # Small videos without a tagged matrix are read as BT.601 by some players and as BT.709 by
     # others: convert to BT.709 and say so.
     colours = [f"-{key}" for key in ("colorspace", "color_primaries", "color_trc")]
-    tags = [word for key in colours for word in (key, "bt709")]
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
+    encode(
+        (np.pad(picture, even, mode="edge") for picture in pictures),
         (width + width % 2, height + height % 2),
-        fps=fps,
+        path,
+        fps,
         codec="libx264",
-        quality=None,
-        macro_block_size=1,
         output_params=[
             *("-vf", "scale=out_color_matrix=bt709:out_range=tv"),
-            *tags,
+            *(word for key in colours for word in (key, "bt709")),
             *("-crf", "14", "-movflags", "+faststart"),
         ],
+    )
+
+
+def encode(
+    pictures: Iterable[np.ndarray], size: tuple[int, int], path: Path, fps: float, **options: Any
+) -> None:
+    """Write [H, W, 3] uint8 frames of a size (width, height) by ffmpeg.
+
+    options: of `imageio_ffmpeg.write_frames`.
+    """
+    import imageio_ffmpeg
+
+    writer = imageio_ffmpeg.write_frames(
+        str(path), size, fps=fps, quality=None, macro_block_size=1, **options
     )
     try:
         writer.send(None)
         for picture in pictures:
-            writer.send(np.ascontiguousarray(np.pad(picture, even, mode="edge")))
+            writer.send(np.ascontiguousarray(picture))
     finally:
         writer.close()
 

@@ -149,6 +149,8 @@ def test_launch(
     names = [parameter.name for parameter in launch.forward.params]
 
     class Stub:
+        arg_names = names
+
         def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
             return lambda *args, **options: launched(grid, args, options)
 
