@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dit_accel.errors import DitAccelError, nearest
 
@@ -166,31 +166,41 @@ def write_video(frames: Frames, path: str | os.PathLike[str], fps: float = 16.0)
 
 
 def _write_mp4(pictures: list[np.ndarray], path: Path, fps: float) -> None:
-    import imageio_ffmpeg
-
     height, width, _ = pictures[0].shape
     even = ((0, height % 2), (0, width % 2), (0, 0))
     # Small videos without a tagged matrix are read as BT.601 by some players and as BT.709 by
     # others: convert to BT.709 and say so.
     colours = [f"-{key}" for key in ("colorspace", "color_primaries", "color_trc")]
-    tags = [word for key in colours for word in (key, "bt709")]
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
+    encode(
+        (np.pad(picture, even, mode="edge") for picture in pictures),
         (width + width % 2, height + height % 2),
-        fps=fps,
+        path,
+        fps,
         codec="libx264",
-        quality=None,
-        macro_block_size=1,
         output_params=[
             *("-vf", "scale=out_color_matrix=bt709:out_range=tv"),
-            *tags,
+            *(word for key in colours for word in (key, "bt709")),
             *("-crf", "14", "-movflags", "+faststart"),
         ],
+    )
+
+
+def encode(
+    pictures: Iterable[np.ndarray], size: tuple[int, int], path: Path, fps: float, **options: Any
+) -> None:
+    """Write [H, W, 3] uint8 frames of a size (width, height) by ffmpeg.
+
+    options: of `imageio_ffmpeg.write_frames`.
+    """
+    import imageio_ffmpeg
+
+    writer = imageio_ffmpeg.write_frames(
+        str(path), size, fps=fps, quality=None, macro_block_size=1, **options
     )
     try:
         writer.send(None)
         for picture in pictures:
-            writer.send(np.ascontiguousarray(np.pad(picture, even, mode="edge")))
+            writer.send(np.ascontiguousarray(picture))
     finally:
         writer.close()
 
@@ -246,49 +256,3 @@ def read_video(path: str | os.PathLike[str]) -> list[np.ndarray]:
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
-
-
-def side_by_side(
-    frames_a: Frames, frames_b: Frames, labels: tuple[str, str], scale: int = 1
-) -> list[np.ndarray]:
-    """Two videos of one size beside each other under a strip with a label for each.
-
-    `scale` repeats every pixel, for videos too small to look at. Returns [H, W, 3] uint8 frames;
-    raises DitAccelError when lengths or sizes differ.
-    """
-    left, right = to_uint8(frames_a), to_uint8(frames_b)
-    if len(left) != len(right) or left[0].shape != right[0].shape:
-        raise DitAccelError(
-            "videos side by side need the same length and size, but these have "
-            f"{len(left)} x {left[0].shape[:2]} and {len(right)} x {right[0].shape[:2]}"
-        )
-    width = left[0].shape[1] * scale
-    gap = max(2, width // 48) // 2 * 2
-    strip = np.concatenate(
-        [_label(labels[0], width), np.zeros((_STRIP, gap, 3), np.uint8), _label(labels[1], width)],
-        axis=1,
-    )
-    between = np.zeros((left[0].shape[0] * scale, gap, 3), np.uint8)
-    enlarged = ((_enlarge(a, scale), _enlarge(b, scale)) for a, b in zip(left, right, strict=True))
-    return [np.concatenate([strip, np.concatenate([a, between, b], 1)], 0) for a, b in enlarged]
-
-
-_STRIP = 28
-
-
-def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _label(text: str, width: int) -> np.ndarray:
-    """A [28, width, 3] strip with the text centred, smaller or cut where it does not fit."""
-    image = Image.new("RGB", (width, _STRIP), (24, 24, 28))
-    draw = ImageDraw.Draw(image)
-    for size in range(17, 10, -1):
-        font = ImageFont.load_default(size)
-        if draw.textlength(text, font) <= width - 8:
-            break
-    while text and draw.textlength(text, font) > width - 8:
-        text = text[:-1]
-    draw.text((width / 2, _STRIP / 2), text, fill=(240, 240, 240), font=font, anchor="mm")
-    return np.asarray(image)

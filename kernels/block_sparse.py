@@ -128,16 +128,7 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, shape: Shape) ->
         ("k", k, (batch, blocks.k_length, k.shape[2], dim)),
         ("v", v, (batch, blocks.k_length, k.shape[2], dim)),
     ):
-        if tensor.shape != expected:
-            raise DitAccelError(
-                f"{name}: expected (batch, tokens, heads, head_dim) = {expected}, "
-                f"got {tuple(tensor.shape)}."
-            )
-        if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise DitAccelError(
-                f"{name}: expected {q.dtype} on {q.device} like q, "
-                f"got {tensor.dtype} on {tensor.device}."
-            )
+        _check_tensor(name, tensor, "(batch, tokens, heads, head_dim)", expected, q)
     if k.shape[2] == 0 or heads % k.shape[2]:
         raise DitAccelError(f"k: expected heads that divide {heads}, got {k.shape[2]}.")
     if blocks.device != q.device:
@@ -146,6 +137,19 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, shape: Shape) ->
         raise DitAccelError(f"plan: expected one for batch 1 or {batch}, got {shape.batch}.")
     if shape.heads not in (1, heads):
         raise DitAccelError(f"plan: expected one for 1 or {heads} heads, got {shape.heads}.")
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, sides: str, expected: tuple[int, ...], q: Tensor
+) -> None:
+    """DitAccelError unless a tensor has these sides, and the type and device of q."""
+    if tensor.shape != expected:
+        raise DitAccelError(f"{name}: expected {sides} = {expected}, got {tuple(tensor.shape)}.")
+    if tensor.dtype != q.dtype or tensor.device != q.device:
+        raise DitAccelError(
+            f"{name}: expected {q.dtype} on {q.device} like q, "
+            f"got {tensor.dtype} on {tensor.device}."
+        )
 
 
 def _check_pooled(q: Tensor, k: Tensor, plan: BlockPlan, pooled: PooledKeys | None) -> None:
@@ -161,16 +165,8 @@ def _check_pooled(q: Tensor, k: Tensor, plan: BlockPlan, pooled: PooledKeys | No
         raise _wrong_type("pooled", "PooledKeys", pooled)
     expected = (q.shape[0], pooled.count, k.shape[2], q.shape[3])
     for name, tensor in (("key", pooled.key), ("value", pooled.value)):
-        if tensor.shape != expected:
-            raise DitAccelError(
-                f"pooled.{name}: expected (batch, pooled keys, key heads, head_dim) = {expected}, "
-                f"got {tuple(tensor.shape)}."
-            )
-        if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise DitAccelError(
-                f"pooled.{name}: expected {q.dtype} on {q.device} like q, "
-                f"got {tensor.dtype} on {tensor.device}."
-            )
+        sides = "(batch, pooled keys, key heads, head_dim)"
+        _check_tensor(f"pooled.{name}", tensor, sides, expected, q)
     logs = pooled.log_count
     if logs.ndim != 2 or logs.shape[0] not in (1, q.shape[0]):
         raise DitAccelError(

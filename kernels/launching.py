@@ -126,3 +126,15 @@ def _watched() -> bool:
 def _calls(hook: Any) -> Any:
     """What a hook of Triton's calls: a chain of functions, or itself in older versions."""
     return hook is not None and getattr(hook, "calls", True)
+
+
+def results_like(q: Tensor, covers: bool = True) -> tuple[Tensor, Tensor]:
+    """Where a kernel writes: out like q [B, S, H, D], and LSE float32 [B, H, S]; 0 and -inf where
+    it does not write every row."""
+    batch, length, heads, _ = q.shape
+    out = torch.empty_like(q)
+    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
+    if not covers:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    return out, lse

@@ -10,7 +10,7 @@ keys have these gathered behind their own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -205,18 +205,14 @@ def _chunks(bucket: _Bucket, k: Tensor, limit: int) -> Iterator[_Bucket]:
     assert isinstance(bucket.queries, Tensor) and isinstance(bucket.keys, Tensor)
     for first in range(0, bucket.groups, some):
         rows = slice(first, first + some)
-        full = None if bucket.full is None else bucket.full[rows]
         queries = bucket.queries[rows]
-        yield _Bucket(
-            bucket.samples,
-            bucket.heads,
-            len(queries),
-            bucket.n_queries,
-            bucket.n_keys,
-            queries,
-            bucket.keys[rows],
-            full,
-            None if bucket.pooled is None else bucket.pooled[rows],
+        yield replace(
+            bucket,
+            groups=len(queries),
+            queries=queries,
+            keys=bucket.keys[rows],
+            full=None if bucket.full is None else bucket.full[rows],
+            pooled=None if bucket.pooled is None else bucket.pooled[rows],
         )
 
 

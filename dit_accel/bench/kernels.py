@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from dit_accel.bench.cases import Case, make_inputs
 from dit_accel.bench.plans import PLAN_KINDS, layout_kinds_of
 from dit_accel.bench.proof import Expected, expected_dense, expected_rows, poisoned, prove
 from dit_accel.bench.records import FAILED, OK, SKIPPED, WRONG, Row
-from dit_accel.bench.timing import Rotation, Timing, first_calls, measure
+from dit_accel.bench.timing import Rotation, first_calls, measure
 from dit_accel.kernels.backends import BACKENDS, eligible
 from dit_accel.kernels.block_sparse import block_sparse_attention
 from dit_accel.kernels.machine import interpreted
@@ -102,14 +104,7 @@ def _dense_rows(case: Case, inputs: Rotation, options: Options) -> Iterator[Row]
     expected = expected_dense(q, k, v)
     for kernel in kernels:
         blank = replace(base, kernel=kernel.name, density=1.0, kept_density=1.0)
-
-        def call(kernel: dense.DenseKernel = kernel) -> Tensor:
-            return kernel.run(*inputs())
-
-        def once(kernel: dense.DenseKernel = kernel) -> Tensor:
-            return kernel.run(q, k, v)
-
-        yield _proven(blank, call, once, q, expected, 1.0, 1.0, case, options)
+        yield _proven(blank, kernel.run, inputs, expected, case, options)
 
 
 def _plan_rows(
@@ -145,15 +140,8 @@ def _plan_rows(
         if (reason := eligible(backend, q, k, v, plan)) is not None:
             yield replace(row, status=SKIPPED, note=reason)
             continue
-
-        def call(plan: BlockPlan = plan, backend: str = backend) -> Tensor:
-            return block_sparse_attention(*inputs(), plan, backend=backend)
-
-        def once(plan: BlockPlan = plan, backend: str = backend) -> Tensor:
-            return block_sparse_attention(q, k, v, plan, backend=backend)
-
-        kept, launched = plan.kept_density(), plan.launched_density(backend)
-        row = _proven(row, call, once, q, expected, kept, launched, case, options)
+        attend = partial(block_sparse_attention, plan=plan, backend=backend)
+        row = _proven(row, attend, inputs, expected, case, options)
         if backend == "fa4" and row.useful_tflops:
             fa4 = row.useful_tflops  # of random blocks: the same plan for all
         yield _with_ratios(row, found, fa4)
@@ -161,20 +149,18 @@ def _plan_rows(
 
 def _proven(
     row: Row,
-    call: Callable[[], Tensor],
-    once: Callable[[], Tensor],
-    like: Tensor,
+    attend: Callable[..., Any],
+    inputs: Rotation,
     expected: list[Expected],
-    kept: float,
-    launched: float,
     case: Case,
     options: Options,
 ) -> Row:
-    """The row with its proof, and with times where the result is right."""
+    """The row with its proof, and with times of attend(q, k, v) where the result is right."""
     results: list[Tensor] = []
+    own = inputs.sets[0]
 
     def first() -> None:
-        results[:] = [poisoned(once, like)]
+        results[:] = [poisoned(lambda: attend(*own), own[0])]
 
     try:
         first_s, next_s = first_calls(first, options.device)
@@ -182,21 +168,18 @@ def _proven(
         row = replace(row, error=proof.error, first_call_s=first_s, next_call_s=next_s)
         if not proof.ok:
             return replace(row, status=WRONG, note=proof.why)
-        timing = measure(call, options.device, options.repeats, warmup=1)
+        timing = measure(lambda: attend(*inputs()), options.device, options.repeats, warmup=1)
     except torch.OutOfMemoryError as error:
         return replace(row, status=SKIPPED, note=_short(error))
     except Exception as error:  # compilers, drivers and libraries fail in many ways
         return replace(row, status=FAILED, note=_short(error))
-    return _with_speed(row, timing, case, kept, launched)
-
-
-def _with_speed(row: Row, timing: Timing, case: Case, kept: float, launched: float) -> Row:
     dense_flops = 4.0 * case.heads * case.layout.length**2 * case.head_dim
     rate = dense_flops / timing.median_ms / 1e9
+    launched = 1.0 if row.launched_density is None else row.launched_density
     return replace(
         row,
         **timing.columns(),
-        useful_tflops=rate * kept,
+        useful_tflops=rate * (row.kept_density or 0.0),
         launched_tflops=rate * launched,
     )
 

@@ -33,12 +33,16 @@ SMALL_BLOCK = 0.7
 """How much nearer a plan of 64-token blocks must come."""
 
 
+Build = Callable[[Case, float, torch.device, str, object], tuple[BlockPlan, str]]
+"""(case, density, device, backend, tile) -> a plan, and what was made."""
+
+
 @dataclass(frozen=True)
 class PlanKind:
-    """A way to make a plan of about a density for a case; `note` says what was made."""
+    """A way to make a plan of about a density for a case."""
 
     title: str
-    build: Callable[[Case, float, torch.device, str, object], tuple[BlockPlan, str]]
+    build: Build
     needs_grid: bool = False
 
 
@@ -163,22 +167,16 @@ def layout_kinds_of(backend: str, device: torch.device) -> tuple[LayoutKind, ...
     return ("lengths",) if backend in ("torch", "reference") else ("gather",)
 
 
-def _random(
-    case: Case, density: float, device: torch.device, backend: str, tile: object
-) -> tuple[BlockPlan, str]:
-    return random_plan(case.layout.length, density, device), ""
+def _random(block_k: int = 128, *, per_head: bool = False) -> Build:
+    """Of random lists."""
 
+    def build(
+        case: Case, density: float, device: torch.device, backend: str, tile: object
+    ) -> tuple[BlockPlan, str]:
+        heads = case.heads if per_head else 1
+        return random_plan(case.layout.length, density, device, block_k=block_k, heads=heads), ""
 
-def _gather(
-    case: Case, density: float, device: torch.device, backend: str, tile: object
-) -> tuple[BlockPlan, str]:
-    return random_plan(case.layout.length, density, device, block_k=64), ""
-
-
-def _per_head(
-    case: Case, density: float, device: torch.device, backend: str, tile: object
-) -> tuple[BlockPlan, str]:
-    return random_plan(case.layout.length, density, device, heads=case.heads), ""
+    return build
 
 
 def _sliding(
@@ -194,10 +192,12 @@ def _sliding(
 
 
 PLAN_KINDS: dict[str, PlanKind] = {
-    "random": PlanKind("random 128-key blocks, one list for all heads", _random),
-    "gather64": PlanKind("random 64-key blocks for 128 queries", _gather),
+    "random": PlanKind("random 128-key blocks, one list for all heads", _random()),
+    "gather64": PlanKind("random 64-key blocks for 128 queries", _random(64)),
     "sliding_tile": PlanKind("sliding_tile, the best window near the density", _sliding, True),
-    "per_head": PlanKind("random 128-key blocks, lists of their own per head", _per_head),
+    "per_head": PlanKind(
+        "random 128-key blocks, lists of their own per head", _random(per_head=True)
+    ),
 }
 QUICK_KINDS = ("random", "gather64", "sliding_tile")
 

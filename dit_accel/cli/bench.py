@@ -12,7 +12,6 @@ import typer
 
 from dit_accel.cli import option
 from dit_accel.cli.console import guarded, out
-from dit_accel.errors import DitAccelError
 from dit_accel.pipelines.registry import PRESETS
 
 bench = typer.Typer(
@@ -69,7 +68,7 @@ def kernels(
 
     Example: [bold]dit-accel bench kernels --quick --out kernels.csv[/]
     """
-    numbers = _numbers("--densities", densities)
+    shares = option.numbers("--densities", densities, float) if densities else ()
     if cold:
         os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="dit-accel-triton-")
     from dit_accel.bench.run_kernels import KernelRequest, run_kernels
@@ -79,10 +78,10 @@ def kernels(
     request = KernelRequest(
         device=where,
         dtype=pick_dtype(dtype, where),
-        cases=_names(cases),
-        densities=numbers,
-        plans=_names(plans),
-        backends=_names(",".join(backend or ())),
+        cases=option.names(cases),
+        densities=shares,
+        plans=option.names(plans),
+        backends=option.names(",".join(backend or ())),
         heads=heads,
         repeats=repeats,
         tile=tile,
@@ -163,17 +162,3 @@ def step(
         out=output,
     )
     run_step(request, out)
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    """The parts of a list that is separated by commas."""
-    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(float(name) for name in _names(text))
-    except ValueError:
-        raise DitAccelError(
-            f"{option}: expected numbers separated by commas, such as 0.5,0.2, got {text!r}."
-        ) from None

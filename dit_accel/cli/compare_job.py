@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from dit_accel.cli import option
 from dit_accel.cli.console import err, out, warn
 from dit_accel.cli.progress import steps_bar
 from dit_accel.cli.target import Asked, Target, find_target, load_target
@@ -77,9 +77,9 @@ def run(options: Options) -> None:
 
     Raises DitAccelError for whatever cannot be done, before anything heavy where possible.
     """
-    for option, value in (("--layers", options.layers), ("--moments", options.moments)):
+    for name, value in (("--layers", options.layers), ("--moments", options.moments)):
         if value is not None:
-            raise DitAccelError(f"{option} is for --attention: add that, or leave it out.")
+            raise DitAccelError(f"{name} is for --attention: add that, or leave it out.")
     job = prepare(options)
     methods = _methods(job)
     asked = run_of(job.request, methods, job.target.device, job.target.dtype)
@@ -115,10 +115,10 @@ def run_attention(options: Options) -> None:
         for each in (split_profiles(options.profiles) if options.profiles else [])
     ]
     tried = attention_level.candidates([spec for spec in specs if spec.name != "dense"])
-    layers = None if options.layers is None else _numbers("--layers", options.layers, int)
+    layers = None if options.layers is None else option.numbers("--layers", options.layers, int)
     moments = attention_level.MOMENTS
     if options.moments is not None:
-        moments = tuple(_numbers("--moments", options.moments, float))
+        moments = option.numbers("--moments", options.moments, float)
         if not all(0 <= moment <= 1 for moment in moments):
             raise DitAccelError(f"--moments are fractions of the run in 0..1: {options.moments}")
     files = [options.output / "attention.csv", options.output / "attention.json"]
@@ -144,10 +144,10 @@ def run_attention(options: Options) -> None:
 
 def prepare(options: Options) -> Job:
     """Check the options against the machine and the model, without loading weights."""
-    seeds = _numbers("--seeds", options.seeds, int)
+    seeds = option.numbers("--seeds", options.seeds, int)
     if min(seeds) < 0:
         raise DitAccelError(f"--seeds are whole numbers >= 0, got {min(seeds)}.")
-    metrics = _names(options.metrics) if options.metrics is not None else list(DEFAULT)
+    metrics = list(option.names(options.metrics)) if options.metrics is not None else list(DEFAULT)
     check_metrics(metrics)
     prompts = _prompts(options)
     if options.backend is not None and options.backend not in BACKENDS:
@@ -189,21 +189,6 @@ def _prompts(options: Options) -> list[str]:
     if options.model != "demo":
         raise DitAccelError('--prompts is missing: give a file with one a line, or "a prompt".')
     return read_prompts(str(demo_folder().parent / "prompts" / "demo.txt"))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    try:
-        found = [kind(part) for part in _names(text)]
-    except ValueError:
-        found = []
-    if not found:
-        example = "0,1,2" if kind is int else "0,0.5,1"
-        raise DitAccelError(f"{option} takes numbers with commas, such as {example}, not {text!r}.")
-    return found
 
 
 def _show(results: Results, page: Path) -> None:

@@ -7,11 +7,14 @@ once.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from dit_accel.errors import DitAccelError
 
 MODEL, SIZE, SAMPLING, RUN, OUTPUT = "Model", "Size", "Sampling", "How it runs", "Output"
 """Panels of the help, in every command alike."""
@@ -35,6 +38,22 @@ def given(context: typer.Context) -> dict[str, Any]:
     options = {name: value for name, value in context.params.items() if name != "debug"}
     call = {argument: options.pop(name) for name, argument in CALL.items()}
     return {**options, "call": call}
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """The parts of a list that is separated by commas, once each."""
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
+    """The numbers of such a list, of a kind; DitAccelError that names the option."""
+    with suppress(ValueError):
+        if found := tuple(map(kind, names(text))):
+            return found
+    example = "0,1,2" if kind is int else "0.5,0.2"
+    raise DitAccelError(
+        f"{name}: expected numbers separated by commas, such as {example}, got {text!r}."
+    )
 
 
 Pipeline = Annotated[str, model(help="demo, a folder in diffusers' format or a Hub id.")]

@@ -122,7 +122,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> Any:
 def _window(text: str) -> dict[str, list[float]]:
     """A window from `3,3,3` (tiles), `0.5,0.5,0.5` (fractions) or `tokens=9,15,24`."""
     unit, equals, rest = text.partition("=")
-    from dit_accel.planner.forecast import bare_window
+    from dit_accel.kernels.geometry.windows import bare_window
 
     numbers = _numbers("--window", rest if equals else text)
     return {unit.strip(): numbers} if equals else bare_window(numbers)

@@ -28,6 +28,7 @@ from dit_accel.engine.profile import (
 )
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.computes import COMPUTES
+from dit_accel.kernels.geometry.windows import bare_window
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -147,7 +148,7 @@ def _value(key: str, text: str, spec: str) -> Any:
     if all(_NUMBER.fullmatch(part) for part in numbers):
         found = [float(n) if re.search(r"[.eE]", n) else int(n) for n in numbers]
         if key == "window":
-            return _window(found)
+            return bare_window(found)
         return found if len(found) > 1 else found[0]
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -155,11 +156,6 @@ def _value(key: str, text: str, spec: str) -> Any:
         if re.fullmatch(r"[\w.*-]+(,[\w.*-]+)*", text):
             return text
         raise DitAccelError(f"{spec!r}: {key} is not a value: {error}.") from error
-
-
-def _window(numbers: list[float]) -> dict[str, list[float]]:
-    """Whole numbers count tiles; with a decimal among them they are fractions."""
-    return {"fraction" if any(isinstance(n, float) for n in numbers) else "tiles": numbers}
 
 
 def _outside_brackets(text: str) -> list[str]:

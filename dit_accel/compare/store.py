@@ -31,7 +31,7 @@ import numpy as np
 
 from dit_accel.compare.results import DENSE, Clip, Results
 from dit_accel.errors import DitAccelError
-from dit_accel.video import read_video, replacing, write_video
+from dit_accel.video import encode, read_video, replacing, write_video
 
 RUN = "run.json"
 FOLDERS = ("clips", "videos", "dense")
@@ -300,25 +300,9 @@ _HEAT = ((0, 0, 0), (70, 15, 110), (190, 45, 80), (250, 140, 30), (255, 255, 220
 
 def write_lossless(video: np.ndarray, path: Path, fps: float) -> None:
     """Write [T, H, W, 3] uint8 frames so that `read_video` gives the same bytes (FFV1)."""
-    import imageio_ffmpeg
-
     height, width = video.shape[1:3]
     with replacing(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width, height),
-            fps=fps,
-            codec="ffv1",
-            quality=None,
-            macro_block_size=1,
-            pix_fmt_out="bgr0",
-        )
-        try:
-            writer.send(None)
-            for picture in video:
-                writer.send(np.ascontiguousarray(picture))
-        finally:
-            writer.close()
+        encode(video, (width, height), temporary, fps, codec="ffv1", pix_fmt_out="bgr0")
 
 
 def table(results: Results) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_accel.engine.ledger import mark, milliseconds
+
 
 @dataclass
 class Phases:
@@ -31,19 +33,16 @@ class Phases:
         """From the start of the first transformer forward to the end of the last one."""
         if self._begin is None or self._end is None:
             return 0.0
-        if isinstance(self._begin, float):
-            return float(self._end - self._begin)
-        self._end.synchronize()
-        return float(self._begin.elapsed_time(self._end)) / 1e3
+        return milliseconds((self._begin, self._end)) / 1e3
 
     def forward_started(self, *_: Any) -> None:
         if self._begin is None:
             if self._device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self._device)
-            self._begin = _mark(self._device)
+            self._begin = mark(self._device)
 
     def forward_ended(self, *_: Any) -> None:
-        self._end = _mark(self._device)
+        self._end = mark(self._device)
         if self._device.type == "cuda":
             self.peak_memory_bytes = torch.cuda.max_memory_allocated(self._device)
 
@@ -119,11 +118,3 @@ def _timing(
 def _settle(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, moves_tokens
 from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.computes import compute, parse_compute
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
+from dit_accel.kernels.geometry.windows import bare_window
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.selectors import Selector
 from dit_accel.layout import TokenLayout
@@ -196,12 +196,6 @@ def _compute(given: str | Compute | Mapping[str, Any], parameters: Mapping[str, 
     if parameters:
         raise DitAccelError("pattern: give its parameters with its name, or in the pattern itself.")
     return rule
-
-
-def bare_window(numbers: Sequence[float]) -> dict[str, list[float]]:
-    """The window of bare numbers: whole ones count tiles, else they are fractions of each axis."""
-    whole = not any(isinstance(n, Real) and not isinstance(n, Integral) for n in numbers)
-    return {"tiles" if whole else "fraction": list(numbers)}
 
 
 def _price(table: CostTable | None, made: Outlook, option: _Option, what: Subject) -> float | None:

@@ -139,11 +139,11 @@ def choose_tiling(
         return cost / some.pairs if sight.per_tile else cost
 
     if kind == "boxes":
-        boxes = _boxes(grid, BLOCK_SIZES[-1])  # what the kernel that reads boxes takes
+        boxes = power_boxes(grid, BLOCK_SIZES[-1])  # what the kernel that reads boxes takes
         found = _candidates(grid, sight, boxes, [math.prod(box) for box in boxes], clipped_split)
-        return fixed_tiling(grid, _cheap_boxes(found.only(found.reaches), grid, sight, boxed))
+        return fixed_tiling(grid, _cheapest_boxes(found.only(found.reaches), grid, sight, boxed))
     blocks = BLOCK_SIZES[-1:] if kind == "lengths" else tuple(SPEED)
-    counts = [(each, block) for block in blocks for each in _even_counts(grid, block)]
+    counts = [(each, block) for block in blocks for each in even_counts(grid, block)]
     made_from, sizes = [each for each, _ in counts], [block for _, block in counts]
     found = _candidates(grid, sight, made_from, sizes, even_split)
     if kind == "lengths":
@@ -224,7 +224,7 @@ def _thrifty(
     )
 
 
-def _cheap_boxes(able: _Candidates, grid: Triple, sight: Sight, cost: Cost) -> Triple:
+def _cheapest_boxes(able: _Candidates, grid: Triple, sight: Sight, cost: Cost) -> Triple:
     """Of the cheapest boxes those that waste little, of these the most cubic.
 
     A window in tiles has the shape of the box, which is worth more than a little waste.
@@ -314,7 +314,7 @@ def _cut(
     )  # fmt: skip
 
 
-def _even_counts(grid: Triple, block: int) -> list[Triple]:
+def even_counts(grid: Triple, block: int) -> list[Triple]:
     """Tile counts of all even splits with tiles of at most `block` tokens, none dominated."""
     axes = [
         sorted({math.ceil(size / parts): parts for parts in range(size, 0, -1)}.items())
@@ -331,7 +331,7 @@ def _even_counts(grid: Triple, block: int) -> list[Triple]:
     ]
 
 
-def _boxes(grid: Triple, block: int) -> list[Triple]:
+def power_boxes(grid: Triple, block: int) -> list[Triple]:
     """Boxes of `block` tokens with powers of two as edges, none twice as long as its axis."""
     powers = [1 << n for n in range(block.bit_length())]
     found = [(t, h, block // (t * h)) for t in powers for h in powers if t * h <= block]

@@ -123,3 +123,9 @@ def _check_value(name: str, unit: str, value: Any, form: str) -> None:
             f"{name}: expected whole numbers >= 1{most}, or -1 for the whole axis, got "
             f"{shown(value)}; the nearest legal value is {round(near)}."
         )
+
+
+def bare_window(numbers: Sequence[float]) -> dict[str, list[float]]:
+    """The window of bare numbers: whole ones count tiles, else they are fractions of each axis."""
+    whole = not any(isinstance(n, Real) and not isinstance(n, Integral) for n in numbers)
+    return {"tiles" if whole else "fraction": list(numbers)}

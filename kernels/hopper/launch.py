@@ -19,7 +19,7 @@ from dit_accel.kernels.blocks import Triple
 from dit_accel.kernels.hopper.forward import forward
 from dit_accel.kernels.hopper.lists import WorkLists, work_lists
 from dit_accel.kernels.hopper.online import online_lists
-from dit_accel.kernels.launching import Launch, alike, launches_of, traced
+from dit_accel.kernels.launching import Launch, alike, launches_of, results_like, traced
 from dit_accel.kernels.machine import processors
 from dit_accel.kernels.parts import attend_split
 from dit_accel.kernels.plan import BlockPlan
@@ -242,24 +242,13 @@ def hopper_forward(
     list has partial entries; other_rule: where there is no second one. covers: whether every query
     is in a block (else the others are set to 0 and -inf first).
     """
-    out, lse = _results(q, covers)
+    out, lse = results_like(q, covers)
     launched, arguments, constants = _launch(
         q, k, v, out, lse, items, work, codes, metas, rule_params, rule, scale, block_k, box, grid,
         video_start, runs, other_rule,
     )  # fmt: skip
     with torch.cuda.device_of(q):
         forward[launched](*arguments, **constants)
-    return out, lse
-
-
-def _results(q: Tensor, covers: bool) -> tuple[Tensor, Tensor]:
-    """Where the kernel writes: out like q, and LSE."""
-    batch, length, heads, _ = q.shape
-    out = torch.empty_like(q)
-    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
-    if not covers:
-        out.zero_()
-        lse.fill_(-torch.inf)
     return out, lse
 
 
@@ -334,7 +323,7 @@ def _launched(
 ) -> tuple[Tensor, Tensor]:
     """`hopper_forward` with little work for the host; what does not change is kept with the plan,
     or with the blocks of plans that are made at each call."""
-    out, lse = _results(q, plan.blocks.covers)
+    out, lse = results_like(q, plan.blocks.covers)
     tables = lists.items, lists.work, lists.codes, lists.metas
     launches = launches_of(plan.blocks if plan.shape.online else plan)
     aligned = [table.data_ptr() & 15 for table in tables]
@@ -364,8 +353,7 @@ def _unbound(descriptors: tuple[_Descriptor | None, ...]) -> tuple[_Descriptor |
 
 @hopper_forward.register_fake
 def _fake(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    batch, length, heads = q.shape[:3]
-    return torch.empty_like(q), q.new_empty((batch, heads, length), dtype=torch.float32)
+    return results_like(q)
 
 
 def _triple(sizes: list[int]) -> Triple:

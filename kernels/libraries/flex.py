@@ -4,7 +4,7 @@ FlexAttention wants blocks of one size, one after another. Where a plan's blocks
 short blocks in the middle), q, k and v are gathered into padded blocks first, and the output is
 gathered back. A list's unmasked entries are FlexAttention's full blocks; all others go to its
 masked list, where `mask_mod` looks up the lengths of key blocks and evaluates the token rule.
-Pooled keys are a second call, merged by LSE.
+Pooled keys are the portable backends', merged by LSE.
 
 Always compiled: eager FlexAttention makes the whole score matrix and does not read the lists.
 """
@@ -18,15 +18,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dit_accel.kernels.once import once
-from dit_accel.kernels.parts import merge
+from dit_accel.kernels.parts import attend_split
 from dit_accel.kernels.permute import block_order, gather, raster_order
-from dit_accel.kernels.plan import BlockPlan, Shape, Visits
+from dit_accel.kernels.plan import BlockPlan, Forward, Shape, Visits
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.token_rules import MAX_PARAMS, TOKEN_RULES
+from dit_accel.kernels.torch_backend import torch_attention
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -90,14 +90,12 @@ def flex_attention(
     pooled: PooledKeys | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, Lq, H, D] and, if asked, LSE float32 [B, H, Lq], from q, k, v in BSHD."""
+    if pooled is not None and plan.shape.kinds.pooled:
+        return attend_split(q, k, v, plan, scale, return_lse, pooled, flex_attention, _portable(q))
     flex = flex_plan(plan)
     query = q if flex.q_index is None else gather([q], flex.q_index)[0]
     key, value = (k, v) if flex.k_index is None else gather([k, v], flex.k_index)
-    with_pooled = pooled is not None and plan.shape.kinds.pooled
-    out, lse = _call(query, key, value, _block_mask(flex, plan), scale, return_lse or with_pooled)
-    if with_pooled:
-        assert pooled is not None and lse is not None
-        out, lse = merge(out, lse, *_pooled(query, plan, flex, pooled, scale))
+    out, lse = _call(query, key, value, _block_mask(flex, plan), scale, return_lse)
     if flex.back is None:
         return out, lse if return_lse else None
     (out,) = gather([out], flex.back)
@@ -106,6 +104,15 @@ def flex_attention(
     elif lse is not None:
         lse = lse[..., flex.back.long()]
     return out, lse if return_lse else None
+
+
+def _portable(q: Tensor) -> Forward:
+    """What computes pooled keys."""
+    if not q.is_cuda:
+        return torch_attention
+    from dit_accel.kernels.portable.forward import triton_attention
+
+    return triton_attention
 
 
 @once
@@ -129,16 +136,6 @@ def flex_plan(plan: BlockPlan) -> FlexPlan:
         q_index, k_index, back, lists.whole, full_index, lists.count - lists.whole, masked_index,
         mask_mod, q_slots, k_slots,
     )  # fmt: skip
-
-
-def _compact(listed: Tensor, index: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Counts [...] and the listed entries of index [..., M] first, [..., width], others 0."""
-    count = listed.sum(-1, dtype=torch.int32)
-    some = min(width, index.shape[-1])
-    order = (~listed).to(torch.uint8).argsort(dim=-1, stable=True)[..., :some]
-    ahead = torch.arange(some, device=order.device) < count.unsqueeze(-1)
-    packed = torch.where(ahead, index.gather(-1, order), 0)
-    return count, F.pad(packed, (0, width - some)).int().contiguous()
 
 
 def _mask_mod(plan: BlockPlan, q_index: Tensor | None, k_index: Tensor | None) -> MaskMod:
@@ -211,37 +208,6 @@ def _forward_only() -> dict[str, Any]:
     return {"compute_q_blocks": False} if known else {}
 
 
-def _pooled(
-    q: Tensor, plan: BlockPlan, flex: FlexPlan, pooled: PooledKeys, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of q (as FlexAttention's slots) to its pooled keys alone."""
-    from torch.nn.attention.flex_attention import BlockMask
-
-    assert plan.pooled is not None
-    block_q, block_k, keys = plan.blocks.block_q, plan.blocks.block_k, pooled.count
-    seen = _block_table(plan.pooled, keys)
-    blocks = -(-keys // block_k)
-    any_seen = F.pad(seen, (0, blocks * block_k - keys)).unflatten(-1, (blocks, block_k)).any(-1)
-    every = torch.arange(blocks, dtype=torch.int32, device=q.device).expand(any_seen.shape)
-    count, index = _compact(any_seen, every, blocks)
-    samples, heads, logs = len(seen) > 1, seen.shape[1] > 1, pooled.log_count
-    log_rows = len(logs) > 1
-
-    def listed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return seen[b if samples else 0, h if heads else 0, query // block_q, key]
-
-    def biased(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + logs[b if log_rows else 0, key]
-
-    mask = BlockMask.from_kv_blocks(
-        count, index, BLOCK_SIZE=(block_q, block_k), mask_mod=listed,
-        seq_lengths=(flex.q_slots, keys), **_forward_only(),
-    )  # fmt: skip
-    out, lse = _call(q, pooled.key, pooled.value, mask, scale, True, biased)
-    assert lse is not None
-    return out, lse
-
-
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
     """FlexAttention, always compiled: eager, it ignores the lists of a block mask.
@@ -269,14 +235,12 @@ def _call(
     mask: Any,
     scale: float,
     return_lse: bool,
-    score_mod: Any = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compiled FlexAttention on BSHD tensors."""
     from torch.nn.attention import flex_attention as module
 
     query, key, value = (x.transpose(1, 2) for x in (q, k, v))
     keywords: dict[str, Any] = {
-        "score_mod": score_mod,
         "block_mask": mask,
         "scale": scale,
         "enable_gqa": q.shape[2] != k.shape[2],

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_accel.kernels.launching import Launch, alike, launches_of, traced
+from dit_accel.kernels.launching import Launch, alike, launches_of, results_like, traced
 from dit_accel.kernels.machine import interpreted
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
@@ -289,7 +289,7 @@ def block_sparse_forward(
     where no list has partial entries, other_mask where there is no second rule; the pooled fields
     are None where there are none of these.
     """
-    out, lse = _results(q, covers)
+    out, lse = results_like(q, covers)
     fields = (q_order, q_starts, q_lengths, k_order, k_starts, k_lengths, launch_order, start,
               whole, full, count, index, q_coords, k_coords, pooled_start, pooled_count,
               pooled_index, pooled_key, pooled_value, log_count, scale, block_q, block_k,
@@ -298,17 +298,6 @@ def block_sparse_forward(
         grid, arguments, constants = _launch(q, k, v, out, lse, *fields)
         with torch.cuda.device_of(q):
             _forward[grid](*arguments, **constants)
-    return out, lse
-
-
-def _results(q: Tensor, covers: bool) -> tuple[Tensor, Tensor]:
-    """Where the kernel writes: out like q, and LSE."""
-    batch, length, heads, _ = q.shape
-    out = torch.empty_like(q)
-    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
-    if not covers:
-        out.zero_()
-        lse.fill_(-torch.inf)
     return out, lse
 
 
@@ -368,8 +357,7 @@ _NO_STRIDES = (0, 0, 0, 0)
 
 @block_sparse_forward.register_fake
 def _fake(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    batch, length, heads = q.shape[:3]
-    return torch.empty_like(q), q.new_empty((batch, heads, length), dtype=torch.float32)
+    return results_like(q)
 
 
 def _step(table: Tensor | None, dim: int) -> int:
@@ -427,7 +415,7 @@ def _launched(
     """`block_sparse_forward` with little work for the host; what does not change is kept with the
     plan, or with the blocks of plans that are made at each call."""
     blocks, lists, shape = plan.blocks, plan.visits, plan.shape
-    out, lse = _results(q, blocks.covers)
+    out, lse = results_like(q, blocks.covers)
     rows = lists.start, lists.whole, lists.full, lists.count, lists.index
     key: tuple[Any, ...] = (scale < 0, *alike(q, k, v))
     if shape.online:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
-from dit_accel.kernels.geometry.tile_choice import LayoutKind
+from dit_accel.kernels.geometry.tile_choice import LayoutKind, even_counts, power_boxes
 from dit_accel.kernels.geometry.tiling import (
     BLOCK_SIZES,
     Tiling,
@@ -35,12 +35,12 @@ def compact_tiling(grid: Triple, kind: LayoutKind) -> Tiling:
     waste more than 15 %.
     """
     if kind == "boxes":
-        return _best(fixed_tiling(grid, box) for box in _boxes(grid))
-    best = _best(even_tiling(grid, counts, BLOCK) for counts in _even_counts(grid))
+        return _best(fixed_tiling(grid, box) for box in power_boxes(grid, BLOCK))
+    best = _best(even_tiling(grid, counts, BLOCK) for counts in even_counts(grid, BLOCK))
     fewest = -(-math.prod(grid) // BLOCK)
     if kind != "gather" or best.waste <= WASTE or best.blocks == fewest:
         return best
-    tiles = (even_tiling(grid, counts, BLOCK) for counts in _even_counts(grid))
+    tiles = (even_tiling(grid, counts, BLOCK) for counts in even_counts(grid, BLOCK))
     fullest = min(tiles, key=lambda tiling: (_spread(tiling) / math.prod(tiling.tile), tiling.tile))
     return Tiling(fullest.parts, BLOCK, straddles=True)
 
@@ -61,30 +61,3 @@ def _spread(tiling: Tiling) -> float:
     lengths = zip((FRAME * t, h, w), tiling.grid, strict=True)
     edges = [edge for edge, size in lengths if size > 1]
     return sum(edges) / len(edges) / math.prod(edges) ** (1 / len(edges)) if edges else 1.0
-
-
-def _boxes(grid: Triple) -> list[Triple]:
-    """Boxes of 128 tokens with powers of two as edges, none twice as long as its axis."""
-    powers = [1 << n for n in range(BLOCK.bit_length())]
-    found = [(t, h, BLOCK // (t * h)) for t in powers for h in powers if t * h <= BLOCK]
-    snug = [
-        box
-        for box in found
-        if all(edge < 2 * size or edge == 1 for edge, size in zip(box, grid, strict=True))
-    ]
-    return snug or found
-
-
-def _even_counts(grid: Triple) -> list[Triple]:
-    """Numbers of tiles per axis of all even cuts in at most 128 tokens, none dominated."""
-    axes = [
-        sorted({math.ceil(size / parts): parts for parts in range(size, 0, -1)}.items())
-        for size in grid
-    ]  # largest part -> fewest parts that give it
-    return [
-        (nt, nh, nw)
-        for t, nt in axes[0]
-        for h, nh in axes[1]
-        for w, nw in axes[2]
-        if t * h * w <= BLOCK
-    ]

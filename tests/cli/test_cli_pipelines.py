@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dit_accel import report
 from dit_accel.cli import runtime
+from dit_accel.engine.ledger import Ledger
+from dit_accel.report import Report
 
 FLUX = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1}
 WAN = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 16}
@@ -48,8 +49,8 @@ class Recorder:
     def enable_sparse_attention(self, *args: Any, **kwargs: Any) -> None:
         self.enabled = kwargs
 
-    def sparse_attention_report(self) -> report.Report:
-        return report.Recorder().report()
+    def sparse_attention_report(self) -> Report:
+        return Ledger().report("auto", "wan", self.name, {})
 
 
 class Images:

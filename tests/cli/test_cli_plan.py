@@ -51,10 +51,10 @@ def test_selectors_are_planned(cli):
         "plan", "--model", "ltx", "--pattern", "block_topk:density=0.2", "--out", "p.png"
     )
     assert code == 0, text
-    for words in ("block_topk: sinks = 0", "chosen from q and k", "kept about 2", "drawn"):
+    for words in ("block_topk: sinks = 0", "chosen from q and k", "kept about 1", "drawn"):
         assert words in text
     code, text = cli(
-        "plan", "--model", "ltx", "--pattern", "block_topp:p=0.8,heads=shared", "--json"
+        "plan", "--model", "ltx", "--pattern", "block_topp:p=0.8,lists=shared", "--json"
     )
     assert code == 0 and json.loads(text)["online"]
 

@@ -16,7 +16,6 @@ from dit_accel.kernels.compute import Compute, param
 from dit_accel.kernels.computes import COMPUTES
 from dit_accel.kernels.geometry.tiling import Tiling, raster_runs
 from dit_accel.kernels.patterns import pattern
-from dit_accel.kernels.selectors import selector
 from dit_accel.layout import TokenLayout
 
 RULE = "[[rule]]\ncompute = 'sliding_tile'\n"
@@ -155,21 +154,6 @@ def test_overrides_replace_keys_of_sparse_rules() -> None:
         parse_profile("[[rule]]\ncompute = 'disc'\nunion = ['radial', 'disc']\n")
     with pytest.raises(DitAccelError, match="runs no pattern"):
         with_overrides(load_profile("dense"), {"steps": [0.5, 1.0]})
-
-
-def test_the_heads_of_a_selector_are_its_own() -> None:
-    """A selector chooses for all heads: there `heads` tells whose lists they follow."""
-    text = "[[rule]]\ncompute = 'block_topk'\nheads = "
-    (rule,) = parse_profile(text + "'shared'").rules
-    assert rule.compute == selector("block_topk", heads="shared") and rule.heads == "all"
-    assert parse_profile(text + "'all'").rules[0].compute == selector("block_topk")
-    own = with_overrides(parse_profile(text + "'shared'"), {"heads": "own", "density": 0.5})
-    assert own.rules[0].compute == selector("block_topk", density=0.5)
-    changed = with_overrides(load_profile("fast"), {"compute": "block_topk", "heads": "shared"})
-    assert selector("block_topk", heads="shared") in [rule.compute for rule in changed.rules]
-    for wrong, words in (("'share'", "Did you mean 'shared'"), ("'0-3'", "chooses for all heads")):
-        with pytest.raises(DitAccelError, match=words):
-            parse_profile(text + wrong)
 
 
 def test_unions_and_heads() -> None:

@@ -143,14 +143,3 @@ def test_bad_fps_and_missing_videos(tmp_path: Path):
     (tmp_path / "y.mp4").write_text("not a video")
     with pytest.raises(DitAccelError, match="cannot read"):
         video.read_video(tmp_path / "y.mp4")
-
-
-@pytest.mark.parametrize("scale", [1, 2])
-def test_side_by_side(scale: int):
-    frames = video.side_by_side(clip(), 1 - clip(), ("dense", "sparse, a long label"), scale)
-    height, width, _ = frames[0].shape
-    assert len(frames) == 5 and height == 28 + 48 * scale and width % 2 == 0
-    assert (frames[0][28:, : 64 * scale : scale][::scale] == video.to_uint8(clip())[0]).all()
-    assert frames[0][:28, : 64 * scale].max() > 200  # something is written there
-    with pytest.raises(DitAccelError, match="same length and size"):
-        video.side_by_side(clip(), clip(frames=4), ("a", "b"))

@@ -283,7 +283,7 @@ def test_bad_requests() -> None:
         ({"pattern": "block_topk", "densty": 1}, "block_topk 'densty'. Did you mean 'density'"),
         ({"pattern": "block_topk", "density": 2}, "density: .* the nearest legal value is 1"),
         ({"pattern": "block_topk", "density": 0}, "above 0 .* got 0; usual are 0.1 to 0.5"),
-        ({"pattern": "block_topk", "heads": "share"}, "'share'. Did you mean 'shared'"),
+        ({"pattern": "block_topk", "lists": "share"}, "'share'. Did you mean 'shared'"),
         (
             {"pattern": "block_topk", "window": [3, 3, 3]},
             "of block_topk 'window'",
@@ -358,7 +358,7 @@ def test_pictures_show_the_mask(name: str, kind: Any) -> None:
 
 SELECTORS = (
     ("block_topk", {"density": 0.3}),
-    ("block_topk", {"density": 0.1, "neighbours": True, "sinks": 1, "heads": "shared"}),
+    ("block_topk", {"density": 0.1, "neighbours": True, "sinks": 1, "lists": "shared"}),
     ("block_topp", {"p": 0.9, "max_density": 0.4}),
 )
 

@@ -13,7 +13,6 @@ from dit_accel.engine.profile.parse import (
     compute_of,
     flag,
     heads_of,
-    lists_of,
 )
 from dit_accel.engine.profile.schema import Profile, Rule, RuleCompute
 from dit_accel.errors import DitAccelError, shown, unknown
@@ -56,9 +55,7 @@ def with_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
 def _overridden(rule: Rule, keys: Mapping[str, Any]) -> Rule:
     """The rule with other values: all keys where it is sparse, else `reuse` alone."""
     own = {key: value for key, value in keys.items() if rule.sparse or key == "reuse"}
-    named = rule.compute.name if isinstance(rule.compute, Compute) else None
-    lists = lists_of({"compute": named, **own})
-    params = {k: value for k, value in own.items() if k not in ("compute", *KEYS)} | lists
+    params = {key: value for key, value in own.items() if key not in ("compute", *KEYS)}
     changes = {key: parse(own[key], WHERE) for key, parse in PLAIN_KEYS.items() if key in own}
     changes["compute"] = _with_params(rule.compute, params)
     changes["per_head"] = tuple((h, _with_params(each, params)) for h, each in rule.per_head)
@@ -67,7 +64,7 @@ def _overridden(rule: Rule, keys: Mapping[str, Any]) -> Rule:
         names = [each.name for each in kind.parameters()] if kind else []
         table = {key: value for key, value in params.items() if key in names}
         changes["compute"] = compute_of({"compute": own["compute"], **table}, WHERE)
-    if "heads" in own and not lists:
+    if "heads" in own:
         changes["heads"], changes["per_head"] = heads_of(own["heads"], WHERE)
     return checked(dataclasses.replace(rule, **changes), WHERE)
 

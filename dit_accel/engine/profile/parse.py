@@ -123,9 +123,8 @@ def _rule(table: Any, where: str) -> Rule:
             f"{where}: expected compute or union, got both: a union's patterns are its own list, "
             f"union = [{shown(table['compute'])}, ...]."
         )
-    lists = lists_of(table)
-    named = compute_of({**{k: v for k, v in table.items() if k not in KEYS}, **lists}, where)
-    heads, per_head = heads_of("all" if lists else table.get("heads", "all"), where)
+    named = compute_of({k: v for k, v in table.items() if k not in KEYS}, where)
+    heads, per_head = heads_of(table.get("heads", "all"), where)
     own = {key: parse(table[key], where) for key, parse in PLAIN_KEYS.items() if key in table}
     rule = Rule(compute=named, heads=heads, per_head=per_head, **own)
     return checked(rule, where)
@@ -174,14 +173,6 @@ def compute_of(table: Mapping[str, Any], where: str) -> RuleCompute | None:
         return compute(name, **{key: value for key, value in table.items() if key != "compute"})
     except DitAccelError as error:
         raise DitAccelError(f"{where}: {error}") from error
-
-
-def lists_of(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The key `heads` where it is a parameter: of a selector, which chooses for all heads, a word
-    tells whose lists they follow."""
-    kind, heads = COMPUTES.get(str(table.get("compute"))), table.get("heads")
-    word = isinstance(heads, str) and heads.isalpha() and heads != "all"
-    return {"heads": heads} if word and kind is not None and kind.online else {}
 
 
 def _check_union(parts: Any, where: str) -> None:

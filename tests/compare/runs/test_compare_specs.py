@@ -33,8 +33,8 @@ from dit_accel.kernels.selectors import selector
         ),
         ("a:x=1,b:y=2", ["a:x=1", "b:y=2"]),
         (
-            "block_topk:density=0.2,heads=shared,block_topp,block_topp:p=0.8",
-            ["block_topk:density=0.2,heads=shared", "block_topp", "block_topp:p=0.8"],
+            "block_topk:density=0.2,lists=shared,block_topp,block_topp:p=0.8",
+            ["block_topk:density=0.2,lists=shared", "block_topp", "block_topp:p=0.8"],
         ),
         ("dense,dense", ["dense", "dense"]),
     ],
@@ -45,8 +45,8 @@ def test_lists_are_split_between_profiles_only(text, specs):
 
 @pytest.mark.parametrize(
     ("text", "params"),
-    [("block_topk", {}), ("block_topk:density=0.2,sinks=1,heads=shared,steps=0.1,1.0", {
-        "density": 0.2, "sinks": 1, "heads": "shared"})],
+    [("block_topk", {}), ("block_topk:density=0.2,sinks=1,lists=shared,steps=0.1,1.0", {
+        "density": 0.2, "sinks": 1, "lists": "shared"})],
 )  # fmt: skip
 def test_selectors_are_named_likewise(text, params):
     (rule,) = load_spec(text).profile.rules
