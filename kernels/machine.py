@@ -30,7 +30,6 @@ def triton_missing() -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
 def triton_machine() -> str | None:
     """Why Triton kernels cannot run here, or None."""
     if (missing := triton_missing()) or interpreted():
@@ -45,7 +44,13 @@ def triton_machine() -> str | None:
 
 def runs_triton(x: Tensor) -> bool:
     """Whether Triton kernels can run where x is; in the interpreter only where a test asks."""
-    return x.is_cuda and triton_machine() is None
+    return x.is_cuda and _gpu_runs_triton()
+
+
+@lru_cache(maxsize=1)
+def _gpu_runs_triton() -> bool:
+    """Asked several times in every call."""
+    return triton_machine() is None
 
 
 def gluon_machine() -> str | None:

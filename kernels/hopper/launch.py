@@ -327,7 +327,7 @@ def _launched(
     tables = lists.items, lists.work, lists.codes, lists.metas
     launches = launches_of(plan.blocks if plan.shape.online else plan)
     aligned = [table.data_ptr() & 15 for table in tables]
-    key = ("hopper", len(lists.work), plan.shape.kinds, *alike(q, k, v), *aligned)
+    key = ("hopper", len(lists.work), plan.shape.kinds, *alike(q, k, v, out), *aligned)
     found: _Prepared | None = launches.get(key)
     if found is None:
         params, rule, scale_, block_k, box, grid, start, runs, _, other = _fields(plan, scale)

@@ -417,7 +417,7 @@ def _launched(
     blocks, lists, shape = plan.blocks, plan.visits, plan.shape
     out, lse = results_like(q, blocks.covers)
     rows = lists.start, lists.whole, lists.full, lists.count, lists.index
-    key: tuple[Any, ...] = (scale < 0, *alike(q, k, v))
+    key: tuple[Any, ...] = (scale < 0, *alike(q, k, v, out))
     if shape.online:
         launches, key = launches_of(blocks), (*key, "portable", shape.kinds, *alike(*rows[:4]),
                                               rows[4].data_ptr() & 15)  # fmt: skip
