@@ -17,9 +17,10 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
     config: Any = model.config
     mask = bound["encoder_attention_mask"]
     text = mask.shape[1]
-    held, version = cache.get("mask"), 0 if mask.is_inference() else mask._version
-    # Pipelines pass the same mask at every step: reading it from the device once is enough.
-    if held is None or held[0] is not mask or held[1] != version:
+    # Pipelines pass the same mask at every step: reading it from the device once is enough, but in
+    # inference mode, where torch does not count what is written to it.
+    held, version = cache.get("mask"), None if mask.is_inference() else mask._version
+    if held is None or version is None or held[0] is not mask or held[1] != version:
         lengths = [int(n) for n in mask.sum(dim=1).tolist()]
         held = cache["mask"] = (mask, version, lengths)
     lengths = held[2]

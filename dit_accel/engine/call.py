@@ -56,13 +56,13 @@ class Row(NamedTuple):
     """Whose a sample is: nothing that is kept for one row is ever served to another.
 
     branch: the CFG branch as the host names it, "" where it has no names.
-    order: how many forwards of that branch came before it within the step (windows, regions).
     prompt: what tells its conditioning from any other that the run has seen.
+    window: what tells windows or regions of one branch and prompt apart.
     """
 
     branch: str
-    order: int = 0
     prompt: Hashable = None
+    window: Hashable = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -167,14 +167,16 @@ class Ledger:
 
     def cells(self) -> dict[tuple[Site, int], Tally]:
         """The tallies by site and step, with what the device has counted; waits for it."""
-        cells = {}
-        for key, tally in self._tallies.items():
+        # Copies, since the run may go on in another thread.
+        cells: dict[tuple[Site, int], Tally] = {}
+        for key, tally in list(self._tallies.items()):
             cells[key] = Tally()
             cells[key] += tally
-        for (site, step, pairs), row in self._rows.items():
+        for (site, step, pairs), row in list(self._rows.items()):
             launched, kept = row.numbers.tolist()
-            cells[site, step].launched += launched / pairs
-            cells[site, step].kept += kept / pairs
+            cell = cells.setdefault((site, step), Tally())  # none where its first call has failed
+            cell.launched += launched / pairs
+            cell.kept += kept / pairs
         return cells
 
     def report(self, profile: str, family: str, model: str, cache: dict[str, int | None]) -> Report:
@@ -204,7 +206,7 @@ class Ledger:
                 "compile_s": self.compile_s,
             },
             cache=cache,
-            plans=[{**asdict(row), "calls": calls} for row, calls in self._plans.items()],
+            plans=[{**asdict(row), "calls": calls} for row, calls in list(self._plans.items())],
         )
 
     def _kind(self, kind: str, cells: dict[tuple[Site, int], Tally]) -> dict[str, Any]:
@@ -281,10 +283,10 @@ class _Stopwatch:
             self._pending.append((begin, end))
 
     def seconds(self) -> float:
-        if self._pending:
-            self._pending[-1][1].synchronize()
-            self._total += sum(a.elapsed_time(b) for a, b in self._pending) / 1e3
-            self._pending.clear()
+        pending, self._pending = self._pending, []
+        if pending:
+            pending[-1][1].synchronize()
+            self._total += sum(a.elapsed_time(b) for a, b in pending) / 1e3
         return self._total
 
 

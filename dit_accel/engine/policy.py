@@ -6,7 +6,7 @@ import fnmatch
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dit_accel.engine.call import Site
 from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute, Tail
@@ -41,6 +41,7 @@ class Policy:
         self._sites = sites
         self._short = profile.without_warmup() if profile.drop_short_warmup else profile
         self._decisions: dict[tuple[Site, str, float, bool], Decision] = {}
+        self._computes: dict[Compute, Compute] = {}
         for rule in profile.rules:
             _check_selection(rule, sites)
 
@@ -54,7 +55,11 @@ class Policy:
         key = (site, branch, step / steps, short)
         if key not in self._decisions:
             rules = (self._short if short else self.profile).rules
-            self._decisions[key] = _resolve(rules, site, branch_class(branch), step / steps)
+            made = _resolve(rules, site, branch_class(branch), step / steps)
+            if made.compute is not None:  # equal computes are one object: routes are found by it
+                compute = self._computes.setdefault(made.compute, made.compute)
+                made = replace(made, compute=compute)
+            self._decisions[key] = made
         return self._decisions[key]
 
     def computes(self) -> list[Compute]:

@@ -82,8 +82,13 @@ class Attachment(Attached):
         self.hooks: list[Any] = []
 
     @property
+    def alive(self) -> nn.Module | None:
+        """The transformer, which owns this attachment; None once it is gone."""
+        return self._model()
+
+    @property
     def model(self) -> nn.Module:
-        """The transformer, which owns this attachment."""
+        """The transformer, for those that it calls."""
         model = self._model()
         assert model is not None
         return model

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline
 
-from dit_accel.engine.call import Moment, Row, tensors_of
+from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.run import Run
 from dit_accel.hosts.diffusers.attachment import Attachment
 from dit_accel.hosts.diffusers.clock import StepClock
@@ -37,8 +37,8 @@ class Caller:
         self._expert = ""
         self._step = -1
         self._strangers = 0
-        self._orders: Counter[tuple[str, str]] = Counter()
-        self._prompts: dict[Any, tuple[int, Any]] = {}
+        self._seen: set[tuple[str, str, int]] = set()
+        self._several: set[tuple[str, str, int]] = set()
         self._layouts: dict[Any, Any] = {}
         self._places: WeakSet[Attachment] = WeakSet()
 
@@ -55,16 +55,14 @@ class Caller:
         self._expert = expert
         if self._clock.step != self._step:
             self._step = self._clock.step
-            self._orders.clear()
-        order = self._orders[expert, branch]
-        self._orders[expert, branch] += 1
-        if self._clock.unsure:  # a row that has never been
-            self._strangers += 1
-            order = -self._strangers
-        row = Row(branch, order, self._prompt(bound.get("encoder_hidden_states")))
+            self._seen.clear()
+        prompt = self._run.prompts.number(bound.get("encoder_hidden_states"), self._step)
+        row = Row(branch, prompt, self._window((expert, branch, prompt)))
         layouts = attachment.adapter.layouts(attachment.model, bound, self._layouts)
         here.moment = Moment(self._run, expert, self._step, self._clock.steps, (row,), layouts)
         attachment.session.runs[owner] = self._run
+        if owner is attachment.session:
+            owner.here.run = self._run
         self._places.add(attachment)
         self._run.ledger.forward_started(_device(bound))
 
@@ -81,38 +79,43 @@ class Caller:
         if self._run is not None:
             self._run.end()
         self._step = -1
-        self._orders.clear()
-        self._prompts.clear()
+        self._seen.clear()
+        self._several.clear()
         self._layouts.clear()
         for attachment in self._places:
             attachment.here.moment = None
         self._places.clear()
 
-    def _prompt(self, conditioning: Any) -> int:
-        """A number for the conditioning: another one where it is another tensor, or was written to.
-
-        The tensors are held, so that their memory is not another prompt's within the run.
-        """
-        tensors = tensors_of(conditioning)
-        key = tuple((x.data_ptr(), x.shape, x.dtype, _version(x)) for x in tensors)
-        return self._prompts.setdefault(key, (len(self._prompts), tensors))[0]
+    def _window(self, whose: tuple[str, str, int]) -> int | None:
+        """None where a step has one forward of this expert, branch and prompt; else a number that
+        was never before: nothing tells windows and regions apart from step to step."""
+        if whose in self._seen:
+            self._several.add(whose)
+        self._seen.add(whose)
+        if whose not in self._several and not self._clock.unsure:
+            return None
+        self._strangers += 1
+        return self._strangers
 
 
 class _Thread(threading.local):
-    """callers: of this thread, by pipeline or session. running: enabled pipelines in their call."""
+    """callers: of this thread, by pipeline or session. running: enabled pipelines in their call,
+    with the frame that it is made in."""
 
     def __init__(self) -> None:
         self.callers: WeakKeyDictionary[Any, Caller] = WeakKeyDictionary()
-        self.running: list[Any] = []
+        self.running: list[tuple[Any, FrameType]] = []
 
 
 _thread = _Thread()
+stock: WeakSet[Any] = WeakSet()
+"""Pipelines that were disabled while another one keeps their transformer enabled."""
 
 
 @contextmanager
-def running(pipe: Any) -> Iterator[None]:
-    """A pipeline's call: what its run keeps is freed at the end, whatever ends it."""
-    _thread.running.append(pipe)
+def running(pipe: Any, frame: FrameType) -> Iterator[None]:
+    """A pipeline's call, in this frame: what its run keeps is freed, whatever ends it."""
+    _thread.running.append((pipe, frame))
     try:
         yield
     finally:
@@ -124,8 +127,11 @@ def running(pipe: Any) -> Iterator[None]:
 
 def begin(attachment: Attachment, bound: Mapping[str, Any]) -> None:
     """A forward of a transformer starts in this thread."""
-    owner = _thread.running[-1] if _thread.running else _calling_pipeline()
-    if owner is None:
+    owner = _calling_pipeline()
+    if owner is not None and owner in stock:
+        return
+    part = getattr(owner, attachment.expert, None)
+    if getattr(part, "_orig_mod", part) is not attachment.model:
         owner = attachment.session
     caller = _thread.callers.get(owner)
     if caller is None:
@@ -153,25 +159,26 @@ def _schedule_of(
 
 
 def _calling_pipeline() -> Any:
-    """The pipeline whose call has led here, where that one was not enabled itself.
+    """The innermost pipeline whose call has led here, or None.
 
-    It may share its transformer with one that was: then its own scheduler tells the step.
+    It may share its transformer with the one that was enabled, and be called in its callback.
     """
-    frame = sys._getframe()
-    while frame is not None:
-        # Only a pipeline's own frame is asked for its variables: asking keeps them alive with it.
+    pipe, outermost = _thread.running[-1] if _thread.running else (None, None)
+    frame: FrameType | None = sys._getframe()
+    calls: list[FrameType] = []
+    while frame is not None and frame is not outermost:
         code = frame.f_code
         if code.co_name == "__call__" and code.co_varnames[:1] == ("self",):
-            caller = frame.f_locals["self"]
-            if isinstance(caller, (DiffusionPipeline, ModularPipeline)):
-                return caller
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def _version(x: torch.Tensor) -> int:
-    """How often a tensor was written to; tensors of inference mode do not count it."""
-    return 0 if x.is_inference() else x._version
+            calls.append(frame)
+        frame = frame.f_back
+    if outermost is not None:
+        calls = calls[:-1]  # the enabled pipeline's own
+    for call in calls:
+        # Only such a frame is asked for its variables: asking keeps them alive as long as it.
+        caller = call.f_locals.get("self")
+        if isinstance(caller, (DiffusionPipeline, ModularPipeline)):
+            return caller
+    return pipe
 
 
 def _device(bound: Mapping[str, Any]) -> torch.device:

@@ -15,9 +15,10 @@ from dit_accel.engine.attend import run as attend_route
 from dit_accel.engine.call import Moment, Row, Site
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile, with_overrides
+from dit_accel.engine.run import Run
 from dit_accel.engine.session import Settings
 from dit_accel.errors import DitAccelError, nearest, unknown
-from dit_accel.hosts.diffusers import pipeline, seam
+from dit_accel.hosts.diffusers import callers, pipeline, seam
 from dit_accel.hosts.diffusers.attachment import KEY, Attachment, attachment_of
 from dit_accel.hosts.diffusers.hooks import RootHook
 from dit_accel.hosts.diffusers.session import DiffusersSession
@@ -57,6 +58,8 @@ def enable(
         DitAccelError: an unsupported model, an unknown name, or a wrong value.
     """
     experts = {"transformer": transformer} if isinstance(transformer, nn.Module) else transformer
+    if isinstance(experts, Mapping):
+        experts = {name: _stock(model) for name, model in experts.items()}
     if not isinstance(experts, Mapping) or not experts:
         raise DitAccelError(
             f"transformer: expected a module or a mapping of modules, got {type(experts).__name__}."
@@ -85,16 +88,9 @@ def enable(
 
 def disable(transformer: nn.Module) -> None:
     """Take everything back that `enable` attached; a no-op where it attached nothing."""
-    found = attachment_of(transformer)
-    if found is None:
-        return
-    session = found.session
-    for attachment in list(session.attachments.values()):
-        _detach(attachment)
-    for run in list(session.runs.values()):
-        run.end()
-    for pipe in [pipe for pipe, own in _sessions.items() if own is session]:
-        del _sessions[pipe]
+    found = attachment_of(_stock(transformer))
+    if found is not None:
+        _end(found.session)
 
 
 def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) -> None:
@@ -104,16 +100,29 @@ def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) ->
     def schedulers() -> list[Any]:
         return [getattr(owner(), "scheduler", None)]
 
-    _sessions[pipe] = enable(_experts(pipe), schedulers, profile, **options)
+    before = _sessions.get(pipe)
+    session = enable(_experts(pipe), schedulers, profile, **options)
+    if before is not None:
+        _end(before)
+    _sessions[pipe] = session
+    callers.stock.discard(pipe)
     pipeline.mark(pipe, refresh)
 
 
 def disable_pipeline(pipe: Any) -> None:
     """See `dit_accel.methods.disable_sparse_attention`."""
-    for module in _modules(pipe).values():
-        disable(module)
-    _sessions.pop(pipe, None)
+    own = _sessions.get(pipe)
+    if own is not None:
+        _end(own)
     pipeline.unmark(pipe)
+    # What another pipeline has enabled on a transformer that they share stays, for that one.
+    others = {id(session) for session in _sessions.values()}
+    for module in _modules(pipe).values():
+        found = attachment_of(module)
+        if found is not None and id(found.session) in others:
+            callers.stock.add(pipe)
+        else:
+            disable(module)
 
 
 def session_of(pipe: Any) -> DiffusersSession:
@@ -145,8 +154,8 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
     session = session_of(pipe)
     before, after = session.adapter.text_tokens
     layout = TokenLayout(session.adapter.grid(pipe, height, width, num_frames), before, after)
-    ran = session.runs[pipe] = session.run_of(pipe)
-    moment = Moment(ran, "", 0, 1, (Row(""),), {})
+    scratch = Run(0)
+    moment = Moment(scratch, "", 0, 1, (Row(""),), {})
     for attachment in session.attachments.values():
         site = attachment.sites[0].site
         config: Any = attachment.model.config
@@ -158,6 +167,7 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
             route = session.routes.find(layout, compute, (q, k, v), session.settings.backend)
             if route.reason is None:
                 attend_route(route, q, k, v, None, site, moment, session)
+    session.runs.setdefault(pipe, Run(0)).ledger.compile_s += scratch.ledger.compile_s
 
 
 def _attach(attachment: Attachment) -> None:
@@ -174,12 +184,29 @@ def _attach(attachment: Attachment) -> None:
 
 
 def _detach(attachment: Attachment) -> None:
+    """Take everything off its transformer, which may be gone, and off its session."""
     for hook in attachment.hooks:
         hook.remove()
     for bound in attachment.sites:
         seam.detach(bound)
-    attachment.model.__dict__.pop(KEY, None)
-    attachment.session.attachments.pop(attachment.expert, None)
+    model = attachment.alive
+    if model is not None:
+        for processor in (getattr(model, "original_attn_processors", None) or {}).values():
+            seam.restore(processor)  # those that fusing projections has put aside
+        model.__dict__.pop(KEY, None)
+    if attachment.session.attachments.get(attachment.expert) is attachment:
+        del attachment.session.attachments[attachment.expert]
+
+
+def _end(session: DiffusersSession) -> None:
+    """Detach all that a session has attached; its reports stay."""
+    for attachment in list(session.attachments.values()):
+        _detach(attachment)
+    for run in list(session.runs.values()):
+        run.end()
+    for pipe in [pipe for pipe, own in _sessions.items() if own is session]:
+        del _sessions[pipe]
+        pipeline.unmark(pipe)
 
 
 def _reattach(attachment: Attachment) -> None:
@@ -187,6 +214,11 @@ def _reattach(attachment: Attachment) -> None:
     for bound in attachment.sites:
         if not seam.attached(bound):
             seam.attach(bound)
+
+
+def _stock(model: Any) -> Any:
+    """A model as it was before `torch.compile(model)` wrapped it."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _sites(adapter: Adapter, experts: Mapping[str, nn.Module]) -> list[Site]:
@@ -200,7 +232,7 @@ def _sites(adapter: Adapter, experts: Mapping[str, nn.Module]) -> list[Site]:
 def _modules(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models by name, each as it was before `torch.compile(module)` wrapped it."""
     models = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
-    return {name: getattr(model, "_orig_mod", model) for name, model in models.items()}
+    return {name: _stock(model) for name, model in models.items()}
 
 
 def _experts(pipe: Any) -> dict[str, nn.Module]:
@@ -225,8 +257,14 @@ def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:
                 f"{name} is a {type(experts[name]).__name__}, which is not supported. "
                 f"Supported transformers: {known}."
             )
-    (first, *_) = adapters.values()
+    (first, *others) = adapters.values()
     assert first is not None
+    for other in others:
+        if other is not first:
+            raise DitAccelError(
+                f"transformer: expected models of one family, got {first.family} and "
+                f"{other.family if other else None}; enable each family by a call of its own."
+            )
     return first
 
 

@@ -40,9 +40,10 @@ class RootHook(Attached):
             model.cache_context = _Context(model, attachment.here)  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RootHook:
-        silent = object.__new__(RootHook)
-        silent._names = []
-        return silent
+        return _silent()
+
+    def __reduce__(self) -> Any:
+        return super().__reduce__() if self._names else (_silent, ())
 
     def begin(self, bound: Mapping[str, Any]) -> None:
         """Start a forward of the hook's transformer with these arguments."""
@@ -52,8 +53,9 @@ class RootHook(Attached):
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        if self._wraps_context:
-            self._attachment.model.__dict__.pop("cache_context", None)
+        model = self._attachment.alive
+        if self._wraps_context and model is not None:
+            model.__dict__.pop("cache_context", None)
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._names:
@@ -68,6 +70,13 @@ class RootHook(Attached):
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
         if self._names and not torch.compiler.is_compiling():
             callers.end_forward(self._attachment, failed=output is None)
+
+
+def _silent() -> RootHook:
+    """What a copy of a model has in place of a hook: it does nothing."""
+    hook = object.__new__(RootHook)
+    hook._names = []
+    return hook
 
 
 class _Context(Attached):

@@ -7,6 +7,7 @@ marks, and back on disable. Copies of it are stock.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
@@ -32,8 +33,18 @@ def _marked(base: Any, before_call: Callable[[Any], None]) -> type:
     @wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         before_call(self)
-        with callers.running(self):
+        with callers.running(self, sys._getframe()):
             return base.__call__(self, *args, **kwargs)
+
+    def __new__(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        made = base.__new__(base)  # also what class methods make is stock
+        made.__init__(*args, **kwargs)
+        return made
+
+    def __copy__(self: Any) -> Any:
+        copied = base.__new__(base)
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         copied = memo[id(self)] = base.__new__(base)
@@ -42,6 +53,8 @@ def _marked(base: Any, before_call: Callable[[Any], None]) -> type:
 
     body = {
         "__call__": __call__,
+        "__new__": __new__,
+        "__copy__": __copy__,
         "__deepcopy__": __deepcopy__,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

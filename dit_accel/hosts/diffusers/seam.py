@@ -61,14 +61,18 @@ def attach(site: BoundSite) -> None:
 def detach(site: BoundSite) -> None:
     """Restore a site's module exactly."""
     module: Any = site.module
-    processor = module.processor
-    processor.__class__ = getattr(type(processor), _BASE, type(processor))
-    processor.__dict__.pop(_OWNER, None)
+    restore(module.processor)
     if site.original is not None:
         module.processor = site.original
         site.original = None
     module.__dict__.pop("_dit_accel_site", None)
     module.__dict__.pop("_dit_accel_number", None)
+
+
+def restore(processor: Any) -> None:
+    """Make a processor one of its own class again; a no-op where it is."""
+    processor.__class__ = getattr(type(processor), _BASE, type(processor))
+    processor.__dict__.pop(_OWNER, None)
 
 
 def check(site: BoundSite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from dit_accel.pipelines.adapter import Adapter
 
 
+class Loops(threading.local):
+    """run: the latest run of loops of your own in this thread."""
+
+    run: Run | None = None
+
+
 @dataclass(eq=False)
 class DiffusersSession(Session):
     """What `dit_accel.enable` returns.
@@ -24,6 +31,7 @@ class DiffusersSession(Session):
     schedulers: of loops that no pipeline runs, the likeliest first.
     attachments: what hangs on each transformer, by its name as a component.
     runs: the latest run of each caller: a pipeline, or this session for loops of your own.
+    here: the latest one of this thread's own loops.
     """
 
     adapter: Adapter = field(kw_only=True)
@@ -31,6 +39,7 @@ class DiffusersSession(Session):
     schedulers: Callable[[], Sequence[Any]] = field(kw_only=True)
     attachments: dict[str, Attachment] = field(default_factory=dict)
     runs: WeakKeyDictionary[Any, Run] = field(default_factory=WeakKeyDictionary)
+    here: Loops = field(default_factory=Loops)
 
     @property
     def sites(self) -> list[BoundSite]:
@@ -39,7 +48,7 @@ class DiffusersSession(Session):
 
     def run_of(self, owner: Any) -> Run:
         """The last run of a pipeline, or of this session's own loop; an empty one before that."""
-        found = self.runs.get(owner) or self.runs.get(self)
+        found = self.runs.get(owner) or self.here.run or self.runs.get(self)
         return found or Run(0, self.settings.cache_limit)
 
     def report(self, reset: bool = False) -> Report:
@@ -51,12 +60,9 @@ class DiffusersSession(Session):
         run = self.run_of(owner)
         made = run.report(self.policy.profile.name, self.adapter.family, self.model)
         if reset:
-            self.forget(owner)
-            self.forget(self)
-        return made
-
-    def forget(self, owner: Any) -> None:
-        """As if a caller had not run; what its run keeps is freed."""
-        run = self.runs.pop(owner, None)
-        if run is not None:
             run.end()
+            for other in [other for other, its in self.runs.items() if its is run]:
+                del self.runs[other]
+            if self.here.run is run:
+                self.here.run = None
+        return made

@@ -175,28 +175,129 @@ def prompts(count: int) -> list[torch.Tensor]:
     return [torch.randn(1, 8, 16, generator=noise) for _ in range(count)]
 
 
+@pytest.mark.parametrize("order", ["same", "turned", "skipped"])
 @pytest.mark.parametrize("scheduled", [True, False])
-def test_windows_of_one_branch_keep_their_own(build: Any, scheduled: bool) -> None:
-    """Two windows under one branch name in each step are never served each other's outputs."""
+def test_windows_of_one_branch_are_served_nothing(build: Any, scheduled: bool, order: str) -> None:
+    """Two windows under one branch name and prompt in a step: nothing tells them apart later."""
     model = build("wan").pipe.transformer
     scheduler = SimpleNamespace(timesteps=torch.tensor([900.0, 800.0, 500.0, 200.0]))
     how: dict[str, Any] = {"scheduler": scheduler} if scheduled else {"steps": 4}
-    text, latents = prompts(1)[0], torch.randn(2, 1, 16, 5, 10, 14)
-    calls = [(t, "cond", text) for t in (900.0, 800.0)]
-
-    def alone(window: torch.Tensor) -> list[torch.Tensor]:
-        dit_accel.enable(model, profile=REUSE, **how)
-        return forwards(model, calls, [window] * 2)
-
-    wanted = [alone(window) for window in latents]
+    text, (a, b) = prompts(1)[0], torch.randn(2, 1, 16, 5, 10, 14)
+    later = {"same": [a, b], "turned": [b, a], "skipped": [b]}[order]
+    stock = forwards(model, [(800.0, "cond", text)] * len(later), later)
     session = dit_accel.enable(model, profile=REUSE, **how)
-    both = forwards(model, [call for call in calls for _ in latents], [*latents, *latents])
-    reused = session.report().kinds["self"]["reused"]
-    if scheduled:
-        assert torch.equal(both[2], wanted[0][1]) and torch.equal(both[3], wanted[1][1])
-        assert reused == 2 * 3
-    else:  # nothing tells a window from another run: then nothing is served
-        assert reused == 0
+    calls = [(900.0, "cond", text)] * 2 + [(800.0, "cond", text)] * len(later)
+    outputs = forwards(model, calls, [a, b, *later])
+    assert all(map(torch.equal, outputs[2:], stock))
+    assert session.report().kinds["self"]["reused"] == 0
+
+
+def test_inference_mode_sees_a_prompt_that_is_overwritten(build: Any) -> None:
+    tiny = build("wan")
+    one = tiny.inputs["prompt_embeds"]
+    two = one.flip(1).contiguous()
+    tiny.pipe.enable_sparse_attention(REUSE)
+
+    def change(how: str) -> torch.Tensor:
+        def callback(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> Any:
+            if step == 0 and how == "overwritten":
+                kwargs["prompt_embeds"].copy_(two)
+            elif step == 0:
+                kwargs["prompt_embeds"] = two.clone()
+            return kwargs
+
+        with torch.inference_mode():
+            return tiny.run(
+                prompt_embeds=one.clone(), callback_on_step_end=callback,
+                callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+                num_inference_steps=4,
+            )  # fmt: skip
+
+    assert torch.equal(change("overwritten"), change("replaced"))
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_preview_in_a_callback_is_a_run_of_its_own(build: Any, steps: int) -> None:
+    tiny = build("wan")
+    tiny.pipe.enable_sparse_attention(SPARSE)
+    preview = sharing(tiny)
+    alone, shown = tiny.run(), preview.run(num_inference_steps=steps)
+    wanted = receipt(tiny)
+    seen = []
+
+    def callback(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> Any:
+        if step == 0:
+            seen.append(preview.run(num_inference_steps=steps))
+        return kwargs
+
+    assert torch.equal(tiny.run(callback_on_step_end=callback), alone)
+    assert torch.equal(seen[0], shown)
+    assert receipt(tiny) == wanted and receipt(preview)["steps"] == steps
+
+
+def test_disabling_one_of_two_pipelines(build: Any) -> None:
+    first = build("flux")
+    second = sharing(first)
+    stock = first.run()
+    first.pipe.enable_sparse_attention(SPARSE)
+    second.pipe.enable_sparse_attention(SPARSE)
+    sparse = second.run()
+    assert not torch.equal(sparse, stock)
+    first.pipe.disable_sparse_attention()
+    assert torch.equal(first.run(), stock)
+    assert torch.equal(second.run(), sparse)
+    second.pipe.disable_sparse_attention()
+    assert torch.equal(second.run(), stock)
+    assert attachment_of(first.pipe.transformer) is None
+    assert not any(hasattr(type(x.pipe), "_dit_accel_base") for x in (first, second))
+
+
+def test_a_transformer_that_is_gone(build: Any) -> None:
+    tiny, spare = build("wan"), build("wan")
+    tiny.pipe.enable_sparse_attention(SPARSE)
+    tiny.run()
+    tiny.pipe.transformer = spare.pipe.transformer
+    del spare
+    gc.collect()
+    tiny.run()
+    assert tiny.pipe.sparse_attention_report().kinds["self"]["calls"] == 18
+
+
+def test_reports_of_loops_in_threads(build: Any) -> None:
+    model = build("wan").pipe.transformer
+    session = dit_accel.enable(model, profile=SPARSE, steps=4)
+    text = prompts(1)[0]
+
+    def loop(steps: int) -> int:
+        forwards(model, [(900.0 - 100 * n, "cond", text) for n in range(steps)])
+        return session.report().kinds["self"]["calls"]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(loop, (2, 4))) == [6, 12]
+
+
+def test_a_copied_model_can_be_pickled(build: Any, tmp_path: Any) -> None:
+    tiny = build("wan")
+    tiny.pipe.enable_sparse_attention(SPARSE)
+    torch.save(copy.deepcopy(tiny.pipe.transformer), tmp_path / "model.pt")
+
+
+def test_families_do_not_mix(build: Any) -> None:
+    models = {"a": build("wan").pipe.transformer, "b": build("ltx_video").pipe.transformer}
+    with pytest.raises(DitAccelError, match="one family, got wan and ltx_video"):
+        dit_accel.enable(models, profile="dense", steps=4)
+
+
+def test_a_warm_up_leaves_the_last_receipt(build: Any) -> None:
+    tiny = build("wan")
+    for profile in (SPARSE, ONLINE):
+        tiny.pipe.enable_sparse_attention(profile)
+        tiny.pipe.sparse_attention_warmup(80, 112, 17)
+        assert tiny.pipe.sparse_attention_report().steps == 0
+        tiny.run()
+        before = receipt(tiny)
+        tiny.pipe.sparse_attention_warmup(80, 112, 17)
+        assert receipt(tiny) == before
 
 
 @pytest.mark.parametrize("how", ["replaced", "overwritten"])
