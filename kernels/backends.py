@@ -140,12 +140,6 @@ def layout_kind(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> 
     return kind_for(q.device)
 
 
-def moves_tokens(name: str, plan: BlockPlan | Shape) -> bool:
-    """Whether backend `name` moves tokens in memory to run this plan: its bulk copies take boxes
-    and runs alone."""
-    return BACKENDS[name].moves(_shape(plan))
-
-
 def eligible(
     name: str, q: Tensor, k: Tensor, v: Tensor, plan_or_shape: BlockPlan | Shape
 ) -> str | None:

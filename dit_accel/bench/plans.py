@@ -13,7 +13,7 @@ import torch
 from dit_accel.bench.cases import Case
 from dit_accel.engine.route import plan_effort
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.backends import LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS
 from dit_accel.kernels.blocks import Blocks, BlockTable
 from dit_accel.kernels.geometry.tiling import clipped_split
 from dit_accel.kernels.geometry.windows import Window
@@ -185,7 +185,7 @@ def _sliding(
     pattern, layout_kind = sliding_tile(case.layout, density, backend, device, tile)
     window = "/".join(f"{value:g}" for value in pattern.window.values)
     plan = plan_for(case.layout, pattern, device, layout_kind=layout_kind)
-    moved = "moved" if moves_tokens(backend, plan) else "gathered"
+    moved = "moved" if BACKENDS[backend].moves(plan.shape) else "gathered"
     shape = plan.shape
     box = "x".join(map(str, shape.box)) + " boxes" if shape.box else f"{moved} tiles"
     return plan, f"window {window}, {box}"

@@ -13,7 +13,7 @@ from typing import Any
 from dit_accel.costs.files import known_gpus, no_table, this_gpu
 from dit_accel.costs.table import CostTable, cost_table
 from dit_accel.errors import DitAccelError, unknown
-from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS, moves_tokens
+from dit_accel.kernels.backends import BACKENDS, LAYOUT_KINDS
 from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.computes import compute, parse_compute
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
@@ -201,7 +201,7 @@ def _compute(given: str | Compute | Mapping[str, Any], parameters: Mapping[str, 
 def _price(table: CostTable | None, made: Outlook, option: _Option, what: Subject) -> float | None:
     if table is None or option.backend not in table.backends:
         return None
-    moved = moves_tokens(option.backend, made.shape)
+    moved = BACKENDS[option.backend].moves(made.shape)
     return sparse_ms(table, made.likely, option.backend, 1, what.heads, what.head_dim, moved=moved)
 
 
@@ -253,7 +253,7 @@ def _forecast(
         dense_step_ms=dense_step,
         sparse_step_ms=sparse_step,
         breakeven=breakeven,
-        moved=moves_tokens(backend, made.shape),
+        moved=BACKENDS[backend].moves(made.shape),
         assumed=False,
         notes=(
             *what.notes,

@@ -79,7 +79,7 @@ def sparse_ms(
     moving = 0.0
     if moved:
         moving = table.passes_ms(MOVING, batch * heads * head_dim * plan.blocks.q_length)
-    prices = known.prices(rules_of(plan))
+    prices = known.prices(plan.shape.rules)
     work = work_of(plan, backend, batch, heads, table.programs)
     spent = known.launch + float(prices @ work.busiest(prices, table.programs))
     return moving + table.clock.ms(spent, visit_flops(work.visits, head_dim))
@@ -92,11 +92,6 @@ def kernel_of(backend: str, plan: BlockPlan, *, moved: bool = False) -> str:
     if backend == "hopper" and not moved and plan.shape.box is not None:
         return "hopper mixed" if plan.shape.mixed else "hopper"
     return backend
-
-
-def rules_of(plan: BlockPlan) -> list[str]:
-    """The token rules of a plan."""
-    return list(plan.shape.rules)
 
 
 def work_of(plan: BlockPlan, backend: str, batch: int, heads: int, programs: int) -> Work:

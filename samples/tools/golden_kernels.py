@@ -43,7 +43,7 @@ SHAPES = {
     "ragged": Shape((4, 11, 18)),
     "before": Shape((4, 11, 14), before=37, heads=2, kv_heads=1, dim=32),
     "after": Shape((3, 12, 17), after=40, valid=((0, 40), (0, 11)), dim=48),
-    "sequence": Shape((1, 1, 901), heads=3, kv_heads=3, dim=40),
+    "sequence": Shape((1, 1, 517), heads=3, kv_heads=3, dim=40),
     "small": Shape((3, 7, 9), after=13, valid=((0, 5), (0, 13)), heads=2, kv_heads=1, dim=32),
     "large": Shape((9, 24, 24), after=77, gpu=True),
 }

@@ -51,7 +51,7 @@ from dit_accel.costs.clock import Clock
 from dit_accel.costs.files import COLUMNS, DENSE, MACHINE, TABLES, gpu_key
 from dit_accel.costs.table import Constants, CostTable, parse_table
 from dit_accel.engine.route import plan_effort
-from dit_accel.kernels.backends import moves_tokens
+from dit_accel.kernels.backends import BACKENDS
 from dit_accel.planner.models import Subject
 from dit_accel.planner.work import kernel_of, sparse_ms
 
@@ -173,7 +173,7 @@ def calibrated(bench: Bench, gpu: str, jobs: Sequence[Job], dense: Sequence[Subj
         for job in jobs:
             if job.call.head_dim == dim:
                 plan = bench.plan(job)
-                name = kernel_of(job.backend, plan, moved=moves_tokens(job.backend, plan))
+                name = kernel_of(job.backend, plan, moved=BACKENDS[job.backend].moves(plan.shape))
                 kernels.setdefault(name, []).append(sample(bench, job, clock))
         for name in sorted(kernels):  # a backend's own name before those of its other kernels
             samples, first = kernels[name], constants.get((name.split()[0], dim))
@@ -207,7 +207,7 @@ def compared(bench: Bench, table: CostTable, jobs: Sequence[Job]) -> Iterator[di
         pair = [other for other in jobs if (other.call, other.rule) == (call, job.rule)]
         length, heads, dim = call.layout.length, call.heads, call.head_dim
         ms, plan = bench.ms(job.name), bench.plan(job)
-        moved = moves_tokens(job.backend, plan)
+        moved = BACKENDS[job.backend].moves(plan.shape)
         predicted = sparse_ms(table, plan, job.backend, 1, heads, dim, moved=moved)
         yield {
             "model": call.name,

@@ -10,7 +10,7 @@ import numpy as np
 from dit_accel.costs.clock import STEADY
 from dit_accel.costs.table import FULL_BLOCK, PARTS, Constants
 from dit_accel.kernels.plan import BlockPlan
-from dit_accel.planner.work import Work, rules_of, work_of
+from dit_accel.planner.work import Work, work_of
 
 ROUNDS = 5
 """The busiest program depends a little on the constants: each round takes the last ones."""
@@ -47,7 +47,7 @@ class Sample:
     @property
     def rules(self) -> list[str]:
         """Names of the plan's token rules."""
-        return [] if self.plan is None else rules_of(self.plan)
+        return [] if self.plan is None else list(self.plan.shape.rules)
 
     def work(self, programs: int) -> Work:
         """Its items; a dense call is dealt evenly, its blocks cut anywhere."""

@@ -26,7 +26,7 @@ import planner_cases as cases  # noqa: E402
 import planner_times as times  # noqa: E402
 
 from dit_accel.costs.clock import STEADY, Clock  # noqa: E402
-from dit_accel.kernels.backends import moves_tokens  # noqa: E402
+from dit_accel.kernels import backends  # noqa: E402
 from dit_accel.planner.work import kernel_of  # noqa: E402
 
 BACKENDS = ("hopper", "triton")
@@ -72,7 +72,9 @@ def test_the_round_calls_show_every_price() -> None:
     for job in cases.round_jobs(cases.FULL, BACKENDS):
         if job.call.head_dim == 64 and job.call.layout.length < 40_000:
             plan = bench.plan(job)
-            kernel = kernel_of(job.backend, plan, moved=moves_tokens(job.backend, plan))
+            kernel = kernel_of(
+                job.backend, plan, moved=backends.BACKENDS[job.backend].moves(plan.shape)
+            )
             seen = visits.setdefault(kernel, {})
             kinds = plan.shape.kinds
             seen["whole"] = seen.get("whole", 0) + kinds.whole

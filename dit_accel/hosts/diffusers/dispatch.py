@@ -71,9 +71,10 @@ def dispatch_attention_fn(
     """Stands in for diffusers' function of that name: q, k, v are BSHD."""
     parallel = parallel_config is not None
     if torch.compiler.is_compiling():
-        return _compiled_call(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, parallel, "bshd"
-        )
+        return torch.ops.dit_accel.attend(
+            query, key, value, attn_mask, slots.site, slots.token, dropout_p, is_causal, scale,
+            enable_gqa, parallel, "bshd",
+        )  # fmt: skip
 
     def dense() -> Tensor:
         return attention_dispatch.dispatch_attention_fn(
@@ -107,9 +108,10 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Stands in for torch's function of that name: q, k, v are BHSD."""
     if torch.compiler.is_compiling():
-        return _compiled_call(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, False, "bhsd"
-        )
+        return torch.ops.dit_accel.attend(
+            query, key, value, attn_mask, slots.site, slots.token, dropout_p, is_causal, scale,
+            enable_gqa, False, "bhsd",
+        )  # fmt: skip
 
     def dense() -> Tensor:
         return F.scaled_dot_product_attention(
@@ -138,21 +140,3 @@ def _attend(call: Call) -> Tensor:
         return call.dense()
     _current.calls += 1
     return attend(call, bound.site, moment, bound.session)
-
-
-def _compiled_call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    causal: bool,
-    scale: float | None,
-    gqa: bool,
-    parallel: bool,
-    layout: str,
-) -> Tensor:
-    where = (slots.site, slots.token)
-    return torch.ops.dit_accel.attend(
-        query, key, value, mask, *where, dropout, causal, scale, gqa, parallel, layout
-    )
