@@ -95,8 +95,7 @@ def test_image_for_a_pipeline_without_one(cli, tiny_wan: Path, tmp_path: Path):
 
 
 def test_demo_outside_a_checkout(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    installed = tmp_path / "site-packages" / "dit_accel" / "__init__.py"
-    monkeypatch.setattr(find.dit_accel, "__file__", str(installed))
+    monkeypatch.setattr(find, "ROOT", tmp_path / "site-packages")
     refused(cli, says=("Clone the repository", "make demo", "--model"))
 
 

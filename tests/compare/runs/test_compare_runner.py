@@ -12,6 +12,7 @@ from dit_accel.compare.api import compare
 from dit_accel.compare.external import EXTERNALS
 from dit_accel.compare.results import DENSE, Results, summarise
 from dit_accel.errors import DitAccelError
+from dit_accel.hosts.diffusers.attachment import attachment_of
 from dit_accel.metrics import psnr
 
 PROMPTS = ["a red circle moves left", "a circle moves"]
@@ -27,8 +28,8 @@ class Calls:
         stock = type(pipe).__call__
 
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            enabled = getattr(pipe.transformer, "_dit_accel_session", None)
-            name = enabled.state.policy.profile.name if enabled else "stock"
+            enabled = attachment_of(pipe.transformer)
+            name = enabled.session.policy.profile.name if enabled else "stock"
             steps, seed = kwargs["num_inference_steps"], kwargs["generator"].initial_seed()
             self.seen.append((kwargs["prompt"], seed, steps, name))
             if self.fail(len(self.seen)):
