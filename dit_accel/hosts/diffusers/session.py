@@ -48,7 +48,8 @@ class DiffusersSession(Session):
 
     def run_of(self, owner: Any) -> Run:
         """The last run of a pipeline, or of this session's own loop; an empty one before that."""
-        found = self.runs.get(owner) or self.here.run or self.runs.get(self)
+        theirs = None if owner is self else self.runs.get(owner)
+        found = theirs or self.here.run or self.runs.get(self)
         return found or Run(0, self.settings.cache_limit)
 
     def report(self, reset: bool = False) -> Report:

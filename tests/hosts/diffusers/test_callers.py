@@ -268,8 +268,12 @@ def test_reports_of_loops_in_threads(build: Any) -> None:
     session = dit_accel.enable(model, profile=SPARSE, steps=4)
     text = prompts(1)[0]
 
+    both = threading.Barrier(2)
+
     def loop(steps: int) -> int:
+        both.wait()  # the other loop has begun its run when this one asks
         forwards(model, [(900.0 - 100 * n, "cond", text) for n in range(steps)])
+        both.wait()
         return session.report().kinds["self"]["calls"]
 
     with ThreadPoolExecutor(2) as pool:
