@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-
-try:  # later than Triton 3.3
-    from triton import knobs
-except ImportError:
-    knobs = None
 
 
 class Compiled:
@@ -117,10 +113,20 @@ def traced(*tensors: Tensor) -> bool:
 
 def _watched() -> bool:
     """Whether somebody, a profiler say, wants to be told of launches."""
-    if knobs is None:
+    runtime = _runtime()
+    if runtime is None:
         return True
-    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return bool(_calls(before) or _calls(after))
+    return bool(_calls(runtime.launch_enter_hook) or _calls(runtime.launch_exit_hook))
+
+
+@lru_cache(maxsize=1)
+def _runtime() -> Any:
+    """Triton's settings, later than 3.3; asked after a launch, since torch runs without Triton."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return None
+    return knobs.runtime
 
 
 def _calls(hook: Any) -> Any:

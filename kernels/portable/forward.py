@@ -406,7 +406,7 @@ _CHANGING = (
     "q_ptr", "k_ptr", "v_ptr", "out_ptr", "lse_ptr", "list_start", "list_whole", "list_full",
     "list_count", "list_index", "scale", "k_desc", "v_desc",
 )  # fmt: skip
-"""What a kept launch is given anew at each call."""  # fmt: skip
+"""What a kept launch is given anew at each call."""
 
 
 def _launched(
