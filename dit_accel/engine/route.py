@@ -18,6 +18,7 @@ from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.geometry.blocks import blocks_of
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
+from dit_accel.kernels.launching import alike
 from dit_accel.kernels.patterns.base import Pattern, kind_for
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.plan import BlockPlan, Shape
@@ -107,7 +108,8 @@ class RouteCache:
         """The route of a call (BSHD) over tokens laid out so. wanted: the only backend to ask."""
         # A policy's computes are the same objects at every call, and a route holds its own.
         q, k, v = call
-        key = layout, id(compute), wanted, _seen(q), _seen(k), _seen(v)
+        devices = q.device, k.device, v.device
+        key = layout, id(compute), wanted, devices, alike(q, k, v)  # all that a choice looks at
         found = self._routes.get(key)
         if found is not None:
             if len(self._routes) >= ROUTES:  # only then does it matter which was used last
@@ -122,11 +124,6 @@ class RouteCache:
                     self._routes.popitem(last=False)
                 self._routes[key] = found
         return found
-
-
-def _seen(x: Tensor) -> tuple[Any, ...]:
-    """All that a choice looks at in a tensor; bulk copies begin at multiples of 16 bytes."""
-    return x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16
 
 
 def make_route(
@@ -187,7 +184,7 @@ def _route(
     if isinstance(compute, Selector):
         blocks = blocks_of(layout, compute.tiling(layout, form), device)
         shape = compute.shape(blocks, q.shape[0], heads)
-        expected = compute.expected(blocks, q.shape[0], heads)
+        expected = compute.expected(blocks)
     else:
         assert isinstance(compute, Pattern)
         plan = compute.build(layout, device, heads, layout_kind=form)

@@ -46,12 +46,11 @@ class Here(threading.local):
 
 @dataclass(eq=False)
 class BoundSite(Attached):
-    """An attention module under our seam. original: the processor that a copy of it replaced."""
+    """An attention module under our seam."""
 
     site: Site
     module: nn.Module
     attachment: Attachment
-    original: Any = None
 
     @property
     def session(self) -> DiffusersSession:
@@ -76,8 +75,7 @@ class Attachment(Attached):
         self.session = session
         self.here = Here()
         self.sites = [
-            BoundSite(Site(name, layer, layers, kind, expert, layout, adapter.masks), module, self)
-            for name, layer, layers, kind, module, layout in adapter.modules(model)
+            BoundSite(site, module, self) for site, module in sites_of(model, expert, adapter)
         ]
         self.hooks: list[Any] = []
 
@@ -98,6 +96,14 @@ class Attachment(Attached):
         """Whether the sites are the transformer's attention modules of now."""
         modules = [module for *_, module, _ in self.adapter.modules(self.model)]
         return [id(module) for module in modules] == [id(bound.module) for bound in self.sites]
+
+
+def sites_of(model: nn.Module, expert: str, adapter: Adapter) -> list[tuple[Site, nn.Module]]:
+    """A transformer's attention modules, in the order of a forward, as rules select them."""
+    return [
+        (Site(name, layer, layers, kind, expert, layout, adapter.masks), module)
+        for name, layer, layers, kind, module, layout in adapter.modules(model)
+    ]
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from dit_accel.engine.attend import run as attend_route
-from dit_accel.engine.call import Moment, Row, Site
+from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile, with_overrides
 from dit_accel.engine.run import Run
 from dit_accel.engine.session import Settings
 from dit_accel.errors import DitAccelError, nearest, unknown
 from dit_accel.hosts.diffusers import callers, pipeline, seam
-from dit_accel.hosts.diffusers.attachment import KEY, Attachment, attachment_of
+from dit_accel.hosts.diffusers.attachment import KEY, Attachment, attachment_of, sites_of
 from dit_accel.hosts.diffusers.hooks import RootHook
 from dit_accel.hosts.diffusers.session import DiffusersSession
 from dit_accel.kernels.backends import BACKENDS
@@ -70,8 +70,9 @@ def enable(
     chosen = load_profile(profile, adapter.family)
     if overrides is not None:
         chosen = with_overrides(chosen, overrides)
+    found = [site for n, model in experts.items() for site, _ in sites_of(model, n, adapter)]
     session = DiffusersSession(
-        Policy(chosen, _sites(adapter, experts)),
+        Policy(chosen, found),
         Settings(strict, backend, steps, cache_limit),
         adapter=adapter,
         model=type(next(iter(experts.values()))).__name__,
@@ -219,14 +220,6 @@ def _reattach(attachment: Attachment) -> None:
 def _stock(model: Any) -> Any:
     """A model as it was before `torch.compile(model)` wrapped it."""
     return getattr(model, "_orig_mod", model)
-
-
-def _sites(adapter: Adapter, experts: Mapping[str, nn.Module]) -> list[Site]:
-    return [
-        Site(name, layer, layers, kind, expert, layout, adapter.masks)
-        for expert, model in experts.items()
-        for name, layer, layers, kind, _, layout in adapter.modules(model)
-    ]
 
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:

@@ -27,7 +27,6 @@ from dit_accel.hosts.diffusers.attachment import BoundSite
 
 _TARGETS = ("dispatch_attention_fn", "scaled_dot_product_attention")
 _BASE = "_dit_accel_base"
-_OWNER = "_dit_accel_owner"
 _PASS = {
     inspect.Parameter.POSITIONAL_ONLY: "{0}",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "{0}",
@@ -47,13 +46,8 @@ def attach(site: BoundSite) -> None:
     processor = module.processor
     module._dit_accel_site = site
     module._dit_accel_number = compiled.number(site)
-    if hasattr(type(processor), _BASE):
+    if hasattr(type(processor), _BASE):  # modules may share one
         return
-    if getattr(processor, _OWNER, id(module)) != id(module):
-        site.original = processor
-        processor = copy.copy(processor)
-        module.processor = processor
-    processor._dit_accel_owner = id(module)
     new: Any = rebound
     processor.__class__ = new(type(processor))
 
@@ -62,9 +56,6 @@ def detach(site: BoundSite) -> None:
     """Restore a site's module exactly."""
     module: Any = site.module
     restore(module.processor)
-    if site.original is not None:
-        module.processor = site.original
-        site.original = None
     module.__dict__.pop("_dit_accel_site", None)
     module.__dict__.pop("_dit_accel_number", None)
 
@@ -72,7 +63,6 @@ def detach(site: BoundSite) -> None:
 def restore(processor: Any) -> None:
     """Make a processor one of its own class again; a no-op where it is."""
     processor.__class__ = getattr(type(processor), _BASE, type(processor))
-    processor.__dict__.pop(_OWNER, None)
 
 
 def check(site: BoundSite) -> None:
@@ -110,8 +100,7 @@ def rebound(cls: type) -> type:
 def _stock_copy(processor: Any, memo: dict[int, Any]) -> Any:
     base = getattr(type(processor), _BASE)
     new = memo[id(processor)] = base.__new__(base)
-    own = {name: value for name, value in processor.__dict__.items() if name != _OWNER}
-    new.__dict__.update(copy.deepcopy(own, memo))
+    new.__dict__.update(copy.deepcopy(processor.__dict__, memo))
     return new
 
 
