@@ -53,14 +53,15 @@ class Policy:
         """
         short = steps <= WARMUP_FREE_STEPS
         key = (site, branch, step / steps, short)
-        if key not in self._decisions:
+        made = self._decisions.get(key)
+        if made is None:
             rules = (self._short if short else self.profile).rules
             made = _resolve(rules, site, branch_class(branch), step / steps)
             if made.compute is not None:  # equal computes are one object: routes are found by it
                 compute = self._computes.setdefault(made.compute, made.compute)
                 made = replace(made, compute=compute)
             self._decisions[key] = made
-        return self._decisions[key]
+        return made
 
     def computes(self) -> list[Compute]:
         """Every compute that the profile can run, once each."""

@@ -56,7 +56,7 @@ def outlook(layout: TokenLayout, compute: Compute, heads: int, kind: LayoutKind)
     """
     if isinstance(compute, Selector):
         blocks = blocks_of(layout, compute.tiling(layout, kind), "cpu")
-        shape, expected = compute.shape(blocks, 1, heads), compute.expected(blocks, 1, heads)
+        shape, expected = compute.shape(blocks, 1, heads), compute.expected(blocks)
         kept = plan_of(blocks, _visits(blocks, compute.always(blocks)))
         return Outlook(shape, kept, _likely(compute, blocks), expected)
     assert isinstance(compute, Pattern)

@@ -98,7 +98,7 @@ class Selector(Compute):
         kept = max(min(self.budget(blocks.video_blocks).most, blocks.video_blocks), forced)
         return kept + keys_of(blocks).most_text
 
-    def expected(self, blocks: Blocks, batch: int, heads: int) -> float:
+    def expected(self, blocks: Blocks) -> float:
         """The launched density to expect before anything ran: the bound of every list."""
         return (
             self._visits(blocks)

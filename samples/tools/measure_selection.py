@@ -151,7 +151,7 @@ def times(chosen_by: Selector, context: Context, backend: str, repeats: int) -> 
         "sparse_peak_mib": peak_mib(lambda: attend(chosen_by.select(context)), device),
         "mean_blocks": counts.float().mean().item(),
         "most_blocks": plan.shape.most,
-        "expected_density": chosen_by.expected(blocks, batch, context.heads),
+        "expected_density": chosen_by.expected(blocks),
     }
 
 

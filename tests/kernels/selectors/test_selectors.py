@@ -72,7 +72,7 @@ def check(
     assert plan.shape.entries == len(plan.visits.index)
     assert plan.shape.online and torch.equal(plan.visits.full, plan.visits.count)
     density = slots / (batch * context.heads * context.q.shape[1] ** 2)
-    expected_density = selector.expected(blocks, batch, context.heads)
+    expected_density = selector.expected(blocks)
     if plan.shape.even:
         assert density == pytest.approx(expected_density)
     else:
@@ -302,7 +302,7 @@ def test_nothing_is_read_back(call: Make, monkeypatch: pytest.MonkeyPatch) -> No
             for method in (*names, "__index__"):
                 patch.setattr(torch.Tensor, method, refuse)
             chosen_by.select(context)
-            chosen_by.expected(context.blocks, 2, 2)
+            chosen_by.expected(context.blocks)
             chosen_by.most(context.blocks)
 
 
