@@ -8,13 +8,10 @@ another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from dit_accel.engine.call import Row, Site, tensors_of
 
-Place = Literal["gpu", "cpu"]
 Slot = tuple[Site, str, tuple[Row, ...]]
 
 
@@ -22,7 +19,7 @@ Slot = tuple[Site, str, tuple[Row, ...]]
 class Kept:
     """What was kept of one computation.
 
-    value: a tensor, or tuples of tensors, where `place` says.
+    value: a tensor, or tuples of tensors.
     step: the step that computed it. calls: how many attention calls that took.
     signature: what tells apart inputs that it cannot be served across (shapes, types, devices).
     served: how often it was served since.
@@ -33,21 +30,13 @@ class Kept:
     calls: int
     signature: tuple[Any, ...]
     served: int = 0
-    place: Place = "gpu"
-    device: torch.device | None = None
-
-    def fetched(self) -> Any:
-        """The value on the device that it came from; the host waits for nothing."""
-        if self.place == "gpu" or self.device is None:
-            return self.value
-        return _moved(self.value, self.device)
 
 
 class Store:
     """What one run keeps.
 
     Args:
-        limit: bytes that it may hold together, wherever they lie; None for no limit.
+        limit: bytes that it may hold together; None for no limit.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -69,23 +58,14 @@ class Store:
         """What was put there last, or None."""
         return self._kept.get((site, what, rows))
 
-    def put(
-        self, site: Site, what: str, rows: tuple[Row, ...], kept: Kept, place: Place = "gpu"
-    ) -> bool:
-        """Keep something in place of what was there; False where the limit does not allow it.
-
-        place: "cpu" moves it to pinned memory beside the compute; it is fetched from there.
-        """
+    def put(self, site: Site, what: str, rows: tuple[Row, ...], kept: Kept) -> bool:
+        """Keep something in place of what was there; False where the limit does not allow it."""
         slot = site, what, rows
         self._drop(slot)
         size = _size(kept.value)
         if self.limit is not None and self._bytes + size > self.limit:
             self.refused += 1
             return False
-        if place == "cpu":
-            tensors = tensors_of(kept.value)
-            kept.device = tensors[0].device if tensors else None
-            kept.value, kept.place = _moved(kept.value, torch.device("cpu")), "cpu"
         self._kept[slot] = kept
         self._bytes += size
         self.peak = max(self.peak, self._bytes)
@@ -101,18 +81,6 @@ class Store:
     def _drop(self, slot: Slot) -> None:
         if (old := self._kept.pop(slot, None)) is not None:
             self._bytes -= _size(old.value)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A copy elsewhere; copies to and from pinned memory wait in the device's queue alone."""
-    if isinstance(value, torch.Tensor):
-        if value.device == device:
-            return value
-        if device.type == "cpu":
-            there = torch.empty_like(value, device=device, pin_memory=value.is_cuda)
-            return there.copy_(value, non_blocking=True)
-        return value.to(device, non_blocking=True)
-    return type(value)(_moved(item, device) for item in value)
 
 
 def _size(value: Any) -> int:

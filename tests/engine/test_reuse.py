@@ -163,15 +163,3 @@ def test_rows_keep_their_own() -> None:
     assert len(store) == 7
     store.forget()
     assert (len(store), store.bytes, store.peak) == (0, 0, 8 * 32)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_what_lies_elsewhere_comes_back(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    store = Store()
-    value = (torch.randn(3, 5, device=device), torch.randn(2, device=device).bfloat16())
-    store.put(SITE, "output", ROWS, Kept(value, 0, 1, ()), place="cpu")
-    kept = store.get(SITE, "output", ROWS)
-    assert kept is not None and all(x.device.type == "cpu" for x in kept.value)
-    assert all(torch.equal(a, b) for a, b in zip(kept.fetched(), value, strict=True))
