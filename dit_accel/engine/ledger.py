@@ -101,16 +101,19 @@ class Ledger:
         self._reasons: dict[str, Counter[str]] = {}
         self._backends: dict[str, Counter[str]] = {}
         self._plans: Counter[PlanRow] = Counter()
-        self._attention = _Stopwatch()
-        self._run = _Run()
+        self._attention: list[Span] = []
+        self._device = torch.device("cpu")
+        self._begin: Any = None
+        self._end: Any = None
 
     def forward_started(self, device: torch.device) -> None:
         """The run's time begins with its first forward."""
-        self._run.open(device)
+        if self._begin is None:
+            self._device, self._begin = device, mark(device)
 
     def forward_ended(self) -> None:
         """... and ends with its last one."""
-        self._run.close()
+        self._end = mark(self._device)
 
     @contextmanager
     def compilation(self, device: torch.device) -> Iterator[None]:
@@ -123,7 +126,7 @@ class Ledger:
 
     def timed(self, begin: Any, end: Any) -> None:
         """An attention call ran between two marks."""
-        self._attention.add(begin, end)
+        self._attention.append((begin, end))
 
     def count(
         self, site: Site, step: int, outcome: Outcome, *, reason: str = "", calls: int = 1
@@ -161,10 +164,6 @@ class Ledger:
             row = self._rows[site, step, pairs] = _Row(self._free.pop(), pairs)
         return row.numbers
 
-    def recent(self, site: Site, step: int) -> Tally:
-        """A site's counts of one step as far as the host knows them; never waits."""
-        return self._tallies.get((site, step), Tally())
-
     def cells(self) -> dict[tuple[Site, int], Tally]:
         """The tallies by site and step, with what the device has counted; waits for it."""
         # Copies, since the run may go on in another thread.
@@ -181,7 +180,9 @@ class Ledger:
 
     def report(self, profile: str, family: str, model: str, cache: dict[str, int | None]) -> Report:
         """The receipt of the run so far: the only place that waits for the device."""
-        denoising, attention = self._run.seconds(), self._attention.seconds()
+        over = self._begin is not None and self._end is not None
+        denoising = milliseconds((self._begin, self._end)) / 1e3 if over else 0.0
+        attention = sum(map(milliseconds, list(self._attention))) / 1e3
         cells = self.cells()
         return Report(
             profile=profile,
@@ -267,46 +268,3 @@ def _summed(
             total = sums.setdefault(key, Tally())
             total += tally
     return sums.items()
-
-
-class _Stopwatch:
-    """Sum of measured intervals; CUDA events are read only when the sum is asked."""
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._pending: list[Span] = []
-
-    def add(self, begin: Any, end: Any) -> None:
-        if isinstance(begin, float):
-            self._total += end - begin
-        else:
-            self._pending.append((begin, end))
-
-    def seconds(self) -> float:
-        pending, self._pending = self._pending, []
-        if pending:
-            pending[-1][1].synchronize()
-            self._total += sum(a.elapsed_time(b) for a, b in pending) / 1e3
-        return self._total
-
-
-class _Run:
-    """From the first `open` to the last `close`."""
-
-    def __init__(self) -> None:
-        self._begin: Any = None
-        self._end: Any = None
-        self._device = torch.device("cpu")
-
-    def open(self, device: torch.device) -> None:
-        if self._begin is None:
-            self._device = device
-            self._begin = mark(device)
-
-    def close(self) -> None:
-        self._end = mark(self._device)
-
-    def seconds(self) -> float:
-        if self._begin is None or self._end is None:
-            return 0.0
-        return milliseconds((self._begin, self._end)) / 1e3
