@@ -11,7 +11,7 @@ import dataclasses
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -142,16 +142,8 @@ def param(
     default: Any,
     *,
     kind: type | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    usual: tuple[float, float] | None = None,
-    unit: str = "",
-    help: str = "",
-    choices: Sequence[str] | None = None,
-    form: str = "",
     parse: Callable[[Any, str], Any] | None = None,
+    **told: Any,
 ) -> Any:
     """A dataclass field that is a parameter of a `Compute`; see `Parameter` for the arguments.
 
@@ -162,15 +154,12 @@ def param(
     """
     if parse is None and kind is None:
         kind = type(default)
-    told = Parameter(
-        "", default, kind if parse is None else None, low, high, above, below, usual, unit, help,
-        None if choices is None else tuple(choices), form, parse,
-    )  # fmt: skip
+    declared = Parameter("", default, None if parse else kind, parse=parse, **told)
     if isinstance(default, (list, dict)):
         return dataclasses.field(
-            default_factory=lambda: deepcopy(default), metadata={"parameter": told}
+            default_factory=lambda: deepcopy(default), metadata={"parameter": declared}
         )
-    return dataclasses.field(default=default, metadata={"parameter": told})
+    return dataclasses.field(default=default, metadata={"parameter": declared})
 
 
 def tile_param(help: str = TILE_HELP) -> Any:
@@ -225,11 +214,6 @@ def check_parameters(compute: Compute) -> None:
     for each in compute.parameters():
         value = each.check(getattr(compute, each.name), compute.name)
         object.__setattr__(compute, each.name, value)
-
-
-def parameters_table(compute: type[Compute]) -> list[Parameter]:
-    """The rows of a table of parameters in generated documentation."""
-    return list(compute.parameters())
 
 
 Made = TypeVar("Made", bound=Compute)

@@ -29,13 +29,12 @@ def profiles_table(family: str | None = None) -> Table:
 def computes_table(name: str | None = None) -> Table:
     """What a profile's rule can name as its compute; of one of them, the parameters."""
     runtime.quiet()
-    from dit_accel.kernels.compute import parameters_table
     from dit_accel.kernels.computes import COMPUTES
 
     if name is None:
         table = Table("Compute", "What it does", "Parameters", title="Computes", show_lines=True)
         for each, kind in COMPUTES.items():
-            keys = ", ".join(parameter.name for parameter in parameters_table(kind))
+            keys = ", ".join(parameter.name for parameter in kind.parameters())
             table.add_row(each, Text(_summary(kind)), keys)
         table.caption = "Their parameters: dit-accel computes NAME."
         return table
@@ -43,7 +42,7 @@ def computes_table(name: str | None = None) -> Table:
         raise unknown("compute", name, COMPUTES)
     columns = ("Parameter", "Default", "Legal", "What it means")
     table = Table(*columns, title=name, caption=_summary(COMPUTES[name]), show_lines=True)
-    for row in parameters_table(COMPUTES[name]):
+    for row in COMPUTES[name].parameters():
         unit = f" Unit: {row.unit}." if row.unit else ""
         table.add_row(row.name, Text(row.default_text), Text(row.legal), Text(row.help + unit))
     return table

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.compute import Compute, make, param, parameters_table, tile_param
+from dit_accel.kernels.compute import Compute, make, param, tile_param
 from dit_accel.kernels.geometry.tiling import Tiling, raster_runs
 from dit_accel.layout import TokenLayout
 
@@ -72,7 +72,7 @@ def test_values_are_parsed_and_plain() -> None:
 
 
 def test_what_documentation_is_made_of() -> None:
-    legal = {each.name: each.legal for each in parameters_table(Sample)}
+    legal = {each.name: each.legal for each in Sample.parameters()}
     assert legal == {
         "share": "number above 0 and up to 1",
         "mass": "number >= 0 and below 1",

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_flatten
 
 from dit_accel.engine.profile import parse_profile
 from dit_accel.errors import DitAccelError
-from dit_accel.kernels.compute import parameters_table
 from dit_accel.kernels.geometry.tiling import fixed_tiling, geometry, raster_runs
 from dit_accel.kernels.patterns import PATTERNS, pattern, plan_for
 from dit_accel.kernels.patterns.composite import PerHead, select_heads
@@ -167,7 +166,7 @@ def test_bad_parameters_say_what_is_legal(name: str, params: dict[str, Any], wor
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_parameter_is_documented(name: str) -> None:
-    rows = parameters_table(PATTERNS[name])
+    rows = PATTERNS[name].parameters()
     assert [row.name for row in rows] == [field.name for field in fields(PATTERNS[name])]
     for row in rows:
         assert row.help.endswith(".") and row.legal and (row.default_text or row.default is None)
