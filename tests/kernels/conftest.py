@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +27,30 @@ with torch.device("cpu"):
 def device() -> torch.device:
     """Where kernels are tested: CUDA if there is one, else the CPU (Triton interpreted)."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Calls a function of a file in a process where Triton compiles for a GPU that is not here."""
+    folder, here = tmp_path_factory.mktemp("triton"), Path(__file__).parent
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}"}
+    command = [sys.executable, str(here / "compile_offline.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+        env=environment | {"TRITON_CACHE_DIR": str(folder)},
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def call(file: Path, function: str, **arguments: Any) -> Any:
+            print(json.dumps([str(file), function, arguments]), file=asked, flush=True)
+            answer = json.loads(answers.readline())
+            assert "error" not in answer, answer["error"]
+            return answer["made"]
+
+        yield call
+        asked.close()
 
 
 @pytest.fixture(autouse=True)

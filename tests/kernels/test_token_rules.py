@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
-import subprocess
-import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,45 +82,8 @@ def test_numpy_and_torch_agree(name: str) -> None:
     assert np.array_equal(one, other.numpy()) and len(set(one.tolist())) == 2
 
 
-COMPILE = """
-import triton
-import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from dit_accel.kernels.token_rules import TOKEN_RULES
-from dit_accel.kernels.portable.masks import MASK_FUNCTIONS, load_params
-
-
-@triton.jit
-def kernel(coords, out, params, RULE: tl.constexpr):
-    i = tl.arange(0, 64)
-    t, h, w = tl.load(coords + i * 3), tl.load(coords + i * 3 + 1), tl.load(coords + i * 3 + 2)
-    kept = RULE(
-        t[:, None], h[:, None], w[:, None], t[None, :], h[None, :], w[None, :], load_params(params)
-    )
-    tl.store(out + i[:, None] * 64 + i[None, :], tl.where(kept, 1.0, 0.0))
-
-
-signature = {"coords": "*i32", "out": "*fp32", "params": "*i32", "RULE": "constexpr"}
-for name in TOKEN_RULES:
-    source = ASTSource(kernel, signature, {(3,): MASK_FUNCTIONS[name]})
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    print(name, len(made.asm["ptx"]) > 0)
-"""
-
-
-@pytest.mark.slow
-def test_rules_compile_for_a_gpu(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_rules_compile_for_a_gpu(offline: Callable[..., Any]) -> None:
     """Without a GPU, for compute capability 9.0."""
     pytest.importorskip("triton")
-    script = tmp_path / "compile_rules.py"
-    script.write_text(COMPILE)
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), environment.get("PYTHONPATH", "")])
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == [word for name in TOKEN_RULES for word in (name, "True")]
+    made = offline(Path(__file__).with_name("compile_rules.py"), "compile_rules")
+    assert made == dict.fromkeys(TOKEN_RULES, True)

@@ -1,21 +1,12 @@
-"""Compiles one variant of the Hopper kernel for sm_90, on any machine, and prints what came out.
-
-python tests/kernels/hopper/compile_hopper.py '{"D": 128, "KB": 64}'
-"""
+"""Variants of the Hopper kernel compiled for sm_90: what can be told of them without the GPU."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
+from disassembly import compiled, disassembled
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -66,9 +57,8 @@ def compile_variant(
     source = GluonASTSource(
         forward, signature, {(names.index(k),): v for k, v in constants.items()}, attributes
     )
-    options = {"num_warps": 4, "maxnreg": 168}
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    code = disassembled(kernel.asm["cubin"])
+    kernel = compiled(source, num_warps=4, maxnreg=168)
+    code = disassembled(kernel)
     waits = [m.group(1) for m in re.finditer(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", code)]
     body = code.split("WARPGROUP.DEPBAR.LE gsb0, 0x1")[1].split("WARPGROUP.DEPBAR")[0]
     return {
@@ -91,25 +81,8 @@ def compile_lists(together: int, even: bool) -> dict[str, Any]:
         for i, name in enumerate(names)
     }
     source = ASTSource(emit_item, signature, {(names.index(k),): v for k, v in constants.items()})
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
-    code = disassembled(kernel.asm["cubin"])
+    code = disassembled(compiled(source, num_warps=1))
     return {
         "scratch": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "registers": max(int(n) for n in re.findall(r"\bR(\d+)\b", code)),
     }
-
-
-def disassembled(binary: bytes) -> str:
-    """Machine code as text, by the disassembler that Triton brings."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        return subprocess.run(
-            [tool, "-c", file.name], capture_output=True, text=True, check=True
-        ).stdout
-
-
-if __name__ == "__main__":
-    what = json.loads(sys.argv[1])
-    print(json.dumps((compile_lists if "together" in what else compile_variant)(**what)))
