@@ -21,7 +21,7 @@ from dit_accel.compare import attention_level, tables
 from dit_accel.compare.methods import Method, choose_methods
 from dit_accel.compare.metrics import DEFAULT, check_metrics
 from dit_accel.compare.prompts import read_prompts
-from dit_accel.compare.request import Request, check, run_of
+from dit_accel.compare.request import Request, Watcher, check, run_of
 from dit_accel.compare.results import Results, summarise
 from dit_accel.compare.specs import load_spec, split_profiles
 from dit_accel.compare.store import Store, open_store
@@ -213,7 +213,7 @@ def _wrote(files: Sequence[Path]) -> None:
     out.print(f"Wrote {names}", markup=False, highlight=False, soft_wrap=True)
 
 
-class _Bar:
+class _Bar(Watcher):
     """A bar over denoising steps with the time left."""
 
     def __init__(self, progress: Progress) -> None:

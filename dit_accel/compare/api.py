@@ -9,7 +9,7 @@ from typing import Any
 from dit_accel.compare.methods import choose_methods
 from dit_accel.compare.metrics import DEFAULT
 from dit_accel.compare.page import write_page
-from dit_accel.compare.request import Request, Silent, Watcher, run_of
+from dit_accel.compare.request import Request, Watcher, run_of
 from dit_accel.compare.results import Results
 from dit_accel.compare.runner import all_there, run_all
 from dit_accel.compare.store import open_store
@@ -73,6 +73,6 @@ def compare(
     store = open_store(Path(out), run, resume=resume, overwrite=overwrite)
     results = all_there(methods, request, store)
     if results is None:
-        results = run_all(pipe, methods, request, store, watcher or Silent())
+        results = run_all(pipe, methods, request, store, watcher or Watcher())
     write_page(results, store.folder)
     return results

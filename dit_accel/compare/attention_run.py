@@ -12,7 +12,7 @@ import torch
 from dit_accel.compare.attention_level import Candidate, Row, measure
 from dit_accel.compare.environment import environment
 from dit_accel.compare.probe import Capture, capturing
-from dit_accel.compare.request import Request, Silent, Watcher
+from dit_accel.compare.request import Request, Watcher
 from dit_accel.errors import DitAccelError
 
 
@@ -33,7 +33,7 @@ def tabulate(
     Raises:
         DitAccelError: the layers or moments select no call.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or Watcher()
     steps = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
     steps = request.call.get("num_inference_steps") or steps
     watcher.steps(len(request.prompts) * len(request.seeds) * steps)

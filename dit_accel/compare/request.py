@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,8 +24,8 @@ LEAST_PAIRS = 3
 ERROR_MAPS = ("first", "all", "none")
 
 
-class Watcher(Protocol):
-    """Who is told how a comparison goes on."""
+class Watcher:
+    """Who is told how a comparison goes on; this one does nothing about it."""
 
     def steps(self, total: int) -> None:
         """So many denoising steps there are to do, from now on."""
@@ -38,18 +38,6 @@ class Watcher(Protocol):
 
     def say(self, text: str) -> None:
         """Something to know: what was skipped, or failed."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def steps(self, total: int) -> None: ...
-
-    def at(self, text: str) -> None: ...
-
-    def step(self) -> None: ...
-
-    def say(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
