@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 import dit_accel
@@ -16,7 +15,7 @@ from dit_accel.bench.machine import machine
 from dit_accel.bench.records import CsvLog, StepRow
 from dit_accel.bench.step import StepOptions, step_rows
 from dit_accel.bench.step_models import fit, pick_model
-from dit_accel.engine.profile import Profile, load_profile
+from dit_accel.engine.profile import load_profile
 from dit_accel.errors import unknown
 from dit_accel.kernels.backends import BACKENDS
 from dit_accel.pipelines.preset import Preset
@@ -26,59 +25,43 @@ class FailedStep(RuntimeError):
     """A profile's step did not run."""
 
 
-@dataclass(frozen=True)
-class StepRequest:
-    """What was asked on the command line; None and empty mean the default."""
-
-    model: str
-    device: torch.device
-    dtype: torch.dtype
-    profiles: tuple[str, ...] = ()
-    densities: tuple[float, ...] = ()
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
-    backend: str | None = None
-    dense: str | None = None
-    layers: int | None = None
-    repeats: int | None = None
-    compile: bool = False
-    out: Path | None = None
-
-
 COLUMNS = (
     "Step", "ms", "First", "Attention ms", "Share", "Peak GiB", "Launched", "Sparse", "Reused",
     "Dense", "Speed-up", "Amdahl", "Of bound", "Peak / dense", "Change", "Note",
 )  # fmt: skip
 
 
-def run_step(request: StepRequest, console: Console) -> list[StepRow]:
-    """Measure, print and log the dense step and each profile's.
+def run_step(
+    name: str,
+    size: tuple[int | None, int | None, int | None],
+    profiles: Sequence[str],
+    options: StepOptions,
+    out: Path | None,
+    console: Console,
+) -> list[StepRow]:
+    """Measure, print and log the dense step of a model and each profile's.
+
+    size: height, width and frames, None for the model's own. profiles: more of them, by name; the
+    family's `auto` where nothing is asked. out: a CSV file.
 
     Raises DitAccelError for bad input, before anything is built, and FailedStep at the end if a
     profile failed.
     """
-    model = pick_model(request.model)
-    size = fit(model, request.height, request.width, request.frames)
-    if request.backend is not None and request.backend not in BACKENDS:
-        raise unknown("backend", request.backend, BACKENDS)
-    options = StepOptions(
-        device=request.device,
-        dtype=request.dtype,
-        profiles=_profiles(model, request),
-        densities=check_densities(request.densities, "--density"),
-        backend=request.backend,
-        dense=_dense(request.dense),
-        layers=request.layers,
-        repeats=request.repeats,
-        compile=request.compile,
-    )
-    here = machine(request.device)
-    log = CsvLog(request.out, here.columns())
+    model = pick_model(name)
+    fitted = fit(model, *size)
+    if options.backend is not None and options.backend not in BACKENDS:
+        raise unknown("backend", options.backend, BACKENDS)
+    names = profiles or (() if options.densities else ("auto",))
+    loaded = [replace(load_profile(each, model.family), name=each) for each in names]
+    options = replace(options, profiles=(*options.profiles, *loaded))
+    check_densities(options.densities, "--density")
+    _check_dense(options.dense)
+    here = machine(options.device)
+    log = CsvLog(out, here.columns())
     console.print(table.machine_line(here), highlight=False, soft_wrap=True)
     rows: list[StepRow] = []
     try:
-        for row in step_rows(model, size, options):
+        for row in step_rows(model, fitted, options):
             log.write(row)
             rows.append(row)
     finally:
@@ -90,19 +73,12 @@ def run_step(request: StepRequest, console: Console) -> list[StepRow]:
     return rows
 
 
-def _profiles(model: Preset, request: StepRequest) -> tuple[Profile, ...]:
-    """The profiles by name, the family's `auto` where nothing is asked."""
-    names = request.profiles or (() if request.densities else ("auto",))
-    return tuple(replace(load_profile(name, model.family), name=name) for name in names)
-
-
-def _dense(name: str | None) -> str | None:
+def _check_dense(name: str | None) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [backend.value for backend in AttentionBackendName]
     if name is not None and name not in known:
         raise unknown("dense backend", name, known)
-    return name
 
 
 def _title(model: Preset, row: StepRow) -> str:

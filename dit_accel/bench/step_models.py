@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,106 +75,102 @@ def build(
     return made.eval().requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """A forward that arguments are made for: random ones, of batch 1."""
+
+    model: Preset
+    made: Any
+    size: Size
+    device: torch.device
+    dtype: torch.dtype
+
+    def draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
+
+    def full(self, value: float, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.full((1,), value, device=self.device, dtype=dtype or self.dtype)
+
+    def mask(self) -> Tensor:
+        return torch.ones(1, self.model.prompt, device=self.device, dtype=torch.int64)
+
+
 def inputs(
     model: Preset, made: Any, size: Size, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The arguments of a forward of a built model: random, of batch 1."""
-    return _INPUTS[model.family](model, made, size, device, dtype)
-
-
-def _random(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-    return lambda *shape: torch.randn(shape, device=device, dtype=dtype)
-
-
-def _wan_inputs(
-    model: Preset, made: Any, size: Size, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    draw = _random(device, dtype)
+    forward = _Forward(model, made, size, device, dtype)
+    text, own = _INPUTS[model.family]
     return {
-        "hidden_states": draw(1, made.config.in_channels, *model.latents(size)),
-        "timestep": torch.full((1,), 500, device=device),
-        "encoder_hidden_states": draw(1, model.prompt, made.config.text_dim),
+        "timestep": forward.full(500, torch.int64),
+        "encoder_hidden_states": forward.draw(1, model.prompt, getattr(made.config, text)),
         "return_dict": False,
+        **own(forward),
     }
 
 
-def _hunyuan_inputs(
-    model: Preset, made: Any, size: Size, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    draw = _random(device, dtype)
+def _wan_inputs(forward: _Forward) -> dict[str, Any]:
+    latents = forward.model.latents(forward.size)
+    return {"hidden_states": forward.draw(1, forward.made.config.in_channels, *latents)}
+
+
+def _hunyuan_inputs(forward: _Forward) -> dict[str, Any]:
     return {
-        "hidden_states": draw(1, made.config.in_channels, *model.latents(size)),
-        "timestep": torch.full((1,), 500, device=device),
-        "encoder_hidden_states": draw(1, model.prompt, made.config.text_embed_dim),
-        "encoder_attention_mask": torch.ones(1, model.prompt, device=device, dtype=torch.int64),
-        "pooled_projections": draw(1, made.config.pooled_projection_dim),
-        "guidance": torch.full((1,), 6000.0, device=device, dtype=dtype),
-        "return_dict": False,
+        **_wan_inputs(forward),
+        "encoder_attention_mask": forward.mask(),
+        "pooled_projections": forward.draw(1, forward.made.config.pooled_projection_dim),
+        "guidance": forward.full(6000.0),
     }
 
 
-def _cogvideox_inputs(
-    model: Preset, made: Any, size: Size, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
+def _cogvideox_inputs(forward: _Forward) -> dict[str, Any]:
     from diffusers import CogVideoXPipeline
 
-    draw = _random(device, dtype)
-    frames, height, width = model.latents(size)
-    pipe: Any = SimpleNamespace(transformer=made, vae_scale_factor_spatial=model.latent)
+    made, size = forward.made, forward.size
+    frames, height, width = forward.model.latents(size)
+    pipe: Any = SimpleNamespace(transformer=made, vae_scale_factor_spatial=forward.model.latent)
     return {
-        "hidden_states": draw(1, frames, made.config.in_channels, height, width),
-        "timestep": torch.full((1,), 500, device=device),
-        "encoder_hidden_states": draw(1, model.prompt, made.config.text_embed_dim),
+        "hidden_states": forward.draw(1, frames, made.config.in_channels, height, width),
         "image_rotary_emb": CogVideoXPipeline._prepare_rotary_positional_embeddings(
-            pipe, size.height, size.width, frames, device
+            pipe, size.height, size.width, frames, forward.device
         ),
-        "return_dict": False,
     }
 
 
-def _flux_inputs(
-    model: Preset, made: Any, size: Size, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
+def _flux_inputs(forward: _Forward) -> dict[str, Any]:
     from diffusers import FluxPipeline
 
-    draw = _random(device, dtype)
-    _, height, width = model.grid(size)
+    config, here = forward.made.config, (forward.device, forward.dtype)
+    _, height, width = forward.model.grid(forward.size)
     return {
-        "hidden_states": draw(1, height * width, made.config.in_channels),
-        "timestep": torch.full((1,), 0.5, device=device, dtype=dtype),
-        "encoder_hidden_states": draw(1, model.prompt, made.config.joint_attention_dim),
-        "pooled_projections": draw(1, made.config.pooled_projection_dim),
-        "img_ids": FluxPipeline._prepare_latent_image_ids(1, height, width, device, dtype),
-        "txt_ids": torch.zeros(model.prompt, 3, device=device, dtype=dtype),
-        "guidance": torch.full((1,), 3.5, device=device, dtype=dtype),
-        "return_dict": False,
+        "hidden_states": forward.draw(1, height * width, config.in_channels),
+        "timestep": forward.full(0.5),
+        "pooled_projections": forward.draw(1, config.pooled_projection_dim),
+        "img_ids": FluxPipeline._prepare_latent_image_ids(1, height, width, *here),
+        "txt_ids": torch.zeros(forward.model.prompt, 3, device=here[0], dtype=here[1]),
+        "guidance": forward.full(3.5),
     }
 
 
-def _ltx_inputs(
-    model: Preset, made: Any, size: Size, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    draw = _random(device, dtype)
-    frames, height, width = model.latents(size)
+def _ltx_inputs(forward: _Forward) -> dict[str, Any]:
+    frames, height, width = forward.model.latents(forward.size)
     return {
-        "hidden_states": draw(1, frames * height * width, made.config.in_channels),
-        "timestep": torch.full((1,), 500, device=device),
-        "encoder_hidden_states": draw(1, model.prompt, made.config.caption_channels),
-        "encoder_attention_mask": torch.ones(1, model.prompt, device=device, dtype=torch.int64),
+        "hidden_states": forward.draw(1, frames * height * width, forward.made.config.in_channels),
+        "encoder_attention_mask": forward.mask(),
         "num_frames": frames,
         "height": height,
         "width": width,
-        "return_dict": False,
     }
 
 
-_INPUTS = {
-    "wan": _wan_inputs,
-    "hunyuan_video": _hunyuan_inputs,
-    "cogvideox": _cogvideox_inputs,
-    "flux": _flux_inputs,
-    "ltx_video": _ltx_inputs,
+_INPUTS: dict[str, tuple[str, Callable[[_Forward], dict[str, Any]]]] = {
+    "wan": ("text_dim", _wan_inputs),
+    "hunyuan_video": ("text_embed_dim", _hunyuan_inputs),
+    "cogvideox": ("text_embed_dim", _cogvideox_inputs),
+    "flux": ("joint_attention_dim", _flux_inputs),
+    "ltx_video": ("caption_channels", _ltx_inputs),
 }
+"""By family: the configuration's name for channels of text, and what else a forward takes."""
 TINY = replace(
     PRESETS["wan-1.3b"],
     name="tiny-wan",

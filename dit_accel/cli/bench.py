@@ -142,23 +142,18 @@ def step(
     from dit_accel.cli.runtime import pick_device, pick_dtype, quiet
 
     quiet()
-    from dit_accel.bench.run_step import StepRequest, run_step
+    from dit_accel.bench.run_step import run_step
+    from dit_accel.bench.step import StepOptions
 
     where = pick_device(device)
-    request = StepRequest(
-        model=model,
-        device=where,
-        dtype=pick_dtype(dtype, where),
-        profiles=tuple(profile or ()),
+    options = StepOptions(
+        where,
+        pick_dtype(dtype, where),
         densities=tuple(density or ()),
-        height=height,
-        width=width,
-        frames=frames,
         backend=backend,
         dense=dense,
         layers=layers,
         repeats=repeats,
         compile=compiled,
-        out=output,
     )
-    run_step(request, out)
+    run_step(model, (height, width, frames), profile or (), options, output, out)
