@@ -42,6 +42,11 @@ class BlockTable:
         """Number of blocks."""
         return self.starts.shape[0]
 
+    @property
+    def sample_stride(self) -> int:
+        """Stride of the samples in `lengths`, 0 where they share them."""
+        return self.lengths.stride(0) if len(self.lengths) > 1 else 0
+
     def to(self, device: torch.device | str) -> BlockTable:
         """The same table on another device."""
         order, origins = (

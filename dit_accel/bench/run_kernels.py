@@ -71,7 +71,8 @@ def run_kernels(request: KernelRequest, console: Console) -> list[Row]:
         for case in cases:
             rows += _run_case(case, options, console, log)
             if case.name == WHOLE_CASE and request.extras:
-                rows += _logged(whole_calls(case, _dense_of(case, rows), options), log)
+                dense = [row for row in rows if row.what == "dense" and row.case == case.name]
+                rows += _logged(whole_calls(case, dense, options), log)
             _free()
         if request.extras:
             rows += _logged(ceilings(options, request.tiny), log)
@@ -135,10 +136,6 @@ def _permutations(cases: Sequence[Case], rows: Sequence[Row], options: Options) 
     copy = next(row.gbytes_per_s for row in rows if row.kernel == "copy")
     case = next((case for case in cases if case.name == WHOLE_CASE), None)
     return [permutation(case, copy or 0.0, options)] if case else []
-
-
-def _dense_of(case: Case, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.what == "dense" and row.case == case.name]
 
 
 def _print_rest(rows: Sequence[Row], console: Console, tiny: bool) -> None:

@@ -7,20 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dit_accel.cli import option
 from dit_accel.errors import DitAccelError
 from dit_accel.models.find import DEMO_DEFAULTS, Model
 from dit_accel.pipelines.registry import adapter_of
 
-OPTIONS = {
-    "negative_prompt": "--negative-prompt",
-    "height": "--height",
-    "width": "--width",
-    "num_frames": "--frames",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance-scale",
-    "true_cfg_scale": "--true-cfg-scale",
-    "image": "--image",
-}
+OPTIONS = {name: f"--{own.replace('_', '-')}" for own, name in option.CALL.items()}
+OPTIONS["image"] = "--image"
 """Arguments of a pipeline that have an option of their own."""
 
 

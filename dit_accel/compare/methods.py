@@ -16,7 +16,7 @@ from dit_accel.compare.results import AGAIN, DENSE, ProfileInfo
 from dit_accel.compare.specs import Spec, load_spec, parameters_of
 from dit_accel.compare.timing import device_of
 from dit_accel.engine.call import Site
-from dit_accel.engine.ledger import Tally
+from dit_accel.engine.ledger import Tally, total_of
 from dit_accel.engine.profile import Profile
 from dit_accel.errors import DitAccelError, unknown
 from dit_accel.hosts.diffusers.session import DiffusersSession
@@ -80,10 +80,7 @@ class ProfileMethod(Method):
         run = session.run_of(pipe)
         cells, sites = run.ledger.cells(), self_sites(session)
         report = session.report_of(pipe)
-        total = Tally()
-        for (site, _), cell in cells.items():
-            if site.kind == "self":
-                total += cell
+        total = total_of("self", cells)
         return Receipt(
             attention_s=report.time["attention_s"],
             compile_s=report.time["compile_s"] or 0.0,

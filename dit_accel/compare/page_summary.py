@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,11 +12,9 @@ from dit_accel.compare import charts
 from dit_accel.compare.numbers import MISSING, decimals, number, plural, seconds, unit_of_bytes
 from dit_accel.compare.page_words import (
     EXPLAINED,
-    Dense,
     anchor,
     measured,
     metric_digits,
-    speedup,
     title_of,
     with_unit,
 )
@@ -30,6 +28,8 @@ from dit_accel.compare.results import (
     Spread,
     dense_clips,
     done,
+    ratio,
+    ratios,
     worst,
 )
 from dit_accel.compare.tables import why_dense
@@ -149,8 +149,9 @@ def summary(results: Results, rows: Sequence[Row]) -> list[SummaryRow]:
     table = []
     for row in ran:
         clips = done(results, row.profile)
-        speed = _slowest(clips, lambda clip: _low(speedup(dense, clip)))
-        attention = _slowest(clips, lambda clip: _attention(dense, clip))
+        pairs = [(dense[key], c) for c in clips if (key := (c.prompt_id, c.seed)) in dense]
+        speed = _slowest(pairs, lambda a, b: min(ratios(a, b), default=None))
+        attention = _slowest(pairs, lambda a, b: ratio(a.attention_s, b.attention_s))
         is_dense = row.profile == DENSE
         cells = [
             Cell("1×") if is_dense else _ratio_cell(row.speedup, speed),
@@ -206,21 +207,12 @@ def _cell(
     return Cell(main, low, high, link, worst_is_low)
 
 
-def _attention(dense: Dense, clip: Clip) -> float | None:
-    pair = dense.get((clip.prompt_id, clip.seed))
-    if pair is None or pair.attention_s is None or not clip.attention_s:
-        return None
-    return pair.attention_s / clip.attention_s
-
-
-def _low(spread: Spread | None) -> float | None:
-    return spread.low if spread else None
-
-
-def _slowest(clips: Sequence[Clip], ratio: Callable[[Clip], float | None]) -> Link | None:
-    """The clip with the smallest ratio."""
-    found = [(each, i) for i, clip in enumerate(clips) if (each := ratio(clip)) is not None]
-    return _link(clips[min(found)[1]]) if found else None
+def _slowest(
+    pairs: Sequence[tuple[Clip, Clip]], faster: Callable[[Clip, Clip], float | None]
+) -> Link | None:
+    """The clip that is least faster than its dense one."""
+    found = [(each, i) for i, pair in enumerate(pairs) if (each := faster(*pair)) is not None]
+    return _link(pairs[min(found)[1]][1]) if found else None
 
 
 def _link(clip: Clip) -> Link:
@@ -295,7 +287,8 @@ def plots(results: Results, rows: Sequence[Row]) -> list[Plot]:
             continue
         digits = metric_digits(results, name)
         chart = charts.scatter(samples, metric.better)
-        front = [point.sample.name for point in chart.points if point.on_front]
+        front = [point.sample for point in chart.points if point.on_front]
+        front.sort(key=lambda sample: sample.time.median)
         found.append(
             Plot(
                 metric=name,
@@ -306,7 +299,7 @@ def plots(results: Results, rows: Sequence[Row]) -> list[Plot]:
                 texts={s.name: _point_text(s, name, metric.unit, digits) for s in samples},
                 digits=digits,
                 axis_digits=_axis_digits([tick.value for tick in chart.y_ticks]),
-                front=sorted(front, key=lambda each: _time_of(samples, each)),
+                front=[sample.name for sample in front],
             )
         )
     return found
@@ -318,10 +311,6 @@ def _axis_digits(values: Sequence[float]) -> int:
         d for d in range(8) if all(math.isclose(round(v, d), v, abs_tol=1e-12) for v in values)
     )
     return next(exact, 8)
-
-
-def _time_of(samples: Iterable[charts.Sample], name: str) -> float:
-    return next(sample.time.median for sample in samples if sample.name == name)
 
 
 def _point_text(sample: charts.Sample, metric: str, unit: str, digits: int) -> str:

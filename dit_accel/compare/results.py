@@ -261,7 +261,7 @@ def _row(info: ProfileInfo, results: Results, dense: dict[tuple[int, int], Clip]
         clips=len(clips),
         failed=len(failed),
         speedup=Spread.of(ratio for pair in pairs for ratio in ratios(*pair)),
-        attention_speedup=Spread.of(_ratio(a.attention_s, b.attention_s) for a, b in pairs),
+        attention_speedup=Spread.of(ratio(a.attention_s, b.attention_s) for a, b in pairs),
         denoise_s=Spread.of(time for clip in clips for time in clip.denoise_s),
         attention_s=Spread.of(clip.attention_s for clip in clips),
         metrics={name: Spread.of(c.value(name) for c in clips) for name in results.metrics},
@@ -281,5 +281,6 @@ def outcomes(calls: Iterable[dict[str, int]]) -> dict[str, int]:
     return {outcome: count for outcome, count in total.most_common() if count}
 
 
-def _ratio(dense: float | None, other: float | None) -> float | None:
+def ratio(dense: float | None, other: float | None) -> float | None:
+    """One time over another; None where either is not there."""
     return dense / other if dense is not None and other else None

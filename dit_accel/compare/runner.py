@@ -281,9 +281,12 @@ class _Session:
             self.watcher.at(f"{name}: errors of its attention")
             errors = self._errors(method, prompt, seed)
         first, compiled = self.first_calls[name]
-        receipt = runs[0].receipt
         attention = [r.receipt.attention_s for r in runs if r.receipt.attention_s is not None]
         memory = [r.phases.peak_memory_bytes for r in runs if r.phases.peak_memory_bytes]
+        receipt = vars(runs[0].receipt) | {
+            "attention_s": statistics.median(attention) if attention else None,
+            "compile_s": compiled,
+        }
         clip = Clip(
             prompt=prompt,
             prompt_id=self.store.prompt_id(prompt),
@@ -291,20 +294,13 @@ class _Session:
             profile=name,
             denoise_s=[r.phases.denoise_s for r in runs],
             first_call_s=first,
-            compile_s=compiled,
             encode_s=statistics.median(r.phases.encode_s for r in runs),
             decode_s=runs[0].phases.decode_s,
-            attention_s=statistics.median(attention) if attention else None,
             peak_memory_bytes=max(memory) if memory else None,
-            launched_density=receipt.launched_density,
-            kept_density=receipt.kept_density,
             metrics=values,
             metrics_note=notes,
-            density_map=receipt.density_map,
             error_map=errors,
-            layer_names=receipt.layer_names,
-            calls=receipt.calls,
-            cross_calls=receipt.cross_calls,
+            **receipt,
         )
         self.store.keep(clip, video, self.request.fps)
 

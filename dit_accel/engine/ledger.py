@@ -211,12 +211,8 @@ class Ledger:
         )
 
     def _kind(self, kind: str, cells: dict[tuple[Site, int], Tally]) -> dict[str, Any]:
-        total = Tally()
-        for (site, _), tally in cells.items():
-            if site.kind == kind:
-                total += tally
         return {
-            **total.counts(),
+            **total_of(kind, cells).counts(),
             "dense_reasons": dict(self._reasons.get(kind, {})),
             "backends": dict(self._backends.get(kind, {})),
         }
@@ -256,6 +252,11 @@ def milliseconds(span: Span) -> float:
 def site_name(site: Site) -> str:
     """Its name, with its expert where that is not the usual one."""
     return site.name if site.expert == "transformer" else f"{site.expert}.{site.name}"
+
+
+def total_of(kind: str, cells: dict[tuple[Site, int], Tally]) -> Tally:
+    """All cells of the sites of a kind together."""
+    return dict(_summed(cells, lambda site, step: site.kind)).get(kind, Tally())
 
 
 def _summed(

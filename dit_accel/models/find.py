@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,7 @@ def _supported(model: Model) -> Model:
     }
     for info in known:
         if name in info.pipeline_classes or transformers.intersection(info.transformer_classes):
-            return Model(
-                model.source, model.index, model.configs, model.revision, model.demo, info.family
-            )
+            return replace(model, family=info.family)
     names = sorted(p for info in known for p in info.pipeline_classes)
     close = nearest(name, names)
     hint = f" The nearest that is: {close}." if close else ""

@@ -27,6 +27,7 @@ KEPT: Color = (37, 99, 180)
 MASKED: Color = (138, 180, 228)
 TEXT: Color = (222, 160, 44)
 QUERY: Color = (214, 51, 50)
+PALETTE = np.array([DROPPED, MASKED, KEPT], np.uint8)
 MARGIN, GAP = 24, 10
 WIDTH = 1180
 MASK_SIDE = 420
@@ -45,7 +46,7 @@ def draw_plan(
 ) -> Path:
     """Write the PNG of a forecast; see `Forecast.draw`. Raises DitAccelError for a wrong query."""
     grid = cast.layout.grid
-    place = tuple(size // 2 for size in grid) if query is None else _place(query)
+    place = (grid[0] // 2, grid[1] // 2, grid[2] // 2) if query is None else _place(query)
     for name, value, size in zip("thw", place, grid, strict=True):
         if not 0 <= value < size:
             raise DitAccelError(
@@ -57,8 +58,10 @@ def draw_plan(
     token = cast.layout.video_start + (place[0] * grid[1] + place[1]) * grid[2] + place[2]
     seen = query_sees(cast.plan, token, head)
     start, stop = cast.layout.video_start, cast.layout.video_start + cast.layout.video_length
-    frames = _frames(seen[start:stop].reshape(grid), (place[0], place[1], place[2]))
-    image = _page(cast, frames, _mask(cast, head), (place[0], place[1], place[2]))
+    colors = PALETTE[seen[start:stop].reshape(grid)]
+    colors[place] = QUERY
+    frames = [Image.fromarray(frame) for frame in colors]  # a token a pixel
+    image = _page(cast, frames, _mask(cast, head), place)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path
@@ -103,19 +106,11 @@ def block_mask(plan: BlockPlan, head: int = 0) -> np.ndarray:
     return mask
 
 
-def _frames(seen: np.ndarray, query: tuple[int, int, int]) -> list[Image.Image]:
-    """One picture per latent frame, a token a pixel."""
-    palette = np.array([DROPPED, MASKED, KEPT], np.uint8)
-    colors = palette[seen]
-    colors[query] = QUERY
-    return [Image.fromarray(frame) for frame in colors]
-
-
 def _mask(cast: Forecast, head: int) -> Image.Image:
     """The block mask, other tokens' rows and columns in their own color, a block a pixel."""
     plan, layout = cast.plan, cast.layout
     mask = block_mask(plan, head)
-    colors = np.array([DROPPED, MASKED, KEPT], np.uint8)[mask]
+    colors = PALETTE[mask]
     for axis, table in ((0, plan.blocks.q), (1, plan.blocks.k)):
         starts = table.starts.cpu().numpy()
         stop = layout.video_start + layout.video_length
@@ -128,7 +123,7 @@ def _mask(cast: Forecast, head: int) -> Image.Image:
 def _page(
     cast: Forecast, frames: list[Image.Image], mask: Image.Image, query: tuple[int, int, int]
 ) -> Image.Image:
-    title, note, small = (_font(size) for size in (22, 15, 12))
+    title, note, small = map(ImageFont.load_default, (22, 15, 12))
     room = WIDTH - 3 * MARGIN - MASK_SIDE
     columns, scale = _arrange(len(frames), frames[0].size, room)
     cell_w = max(frames[0].width * scale, 24)
@@ -202,10 +197,6 @@ def _legend(
         pen.rectangle((x, top, x + 14, top + 14), fill=color)
         pen.text((x + 22, top - 2), label, INK, font)
         x += 22 + round(pen.textlength(label, font)) + 26
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _fit(text: str, letters: int) -> str:

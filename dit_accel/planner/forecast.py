@@ -104,7 +104,13 @@ class Forecast:
     @property
     def verdict(self) -> str:
         """One sentence: whether the pattern pays, and why not."""
-        return _verdict(self)
+        if self.speedup is None or self.breakeven is None:
+            return f"at best {self.bound:.2f}x for the call; no table to say more."
+        if self.speedup <= 1:
+            launched = f"it launches {self.launched:.1%} of the pairs"
+            return f"cannot pay here: {launched}, and {breakeven_text(self)}."
+        step = f", {self.step_speedup:.2f}x a step" if self.step_speedup else ""
+        return f"pays: {self.speedup:.2f}x for the call{step}."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the plan."""
@@ -205,6 +211,10 @@ def _price(table: CostTable | None, made: Outlook, option: _Option, what: Subjec
     return sparse_ms(table, made.likely, option.backend, 1, what.heads, what.head_dim, moved=moved)
 
 
+_SHARED = ("size", "layout", "heads", "head_dim", "layers", "forwards")
+"""What a forecast says of its subject."""
+
+
 def _forecast(
     what: Subject,
     rule: Compute,
@@ -228,12 +238,7 @@ def _forecast(
     best_tile, best_launched = _best_tile(what, rule, option)
     return Forecast(
         model=what.name,
-        size=what.size,
-        layout=what.layout,
-        heads=what.heads,
-        head_dim=what.head_dim,
-        layers=what.layers,
-        forwards=what.forwards,
+        **{name: getattr(what, name) for name in _SHARED},
         pattern=rule.name,
         parameters=rule.describe(),
         backend=backend,
@@ -362,15 +367,3 @@ def _times(dense: float | None, sparse: float | None) -> str:
     if dense is None or sparse is None:
         return "not known"
     return f"{dense:,.2f} ms dense, {sparse:,.2f} ms sparse: {dense / sparse:.2f}x"
-
-
-def _verdict(cast: Forecast) -> str:
-    if cast.speedup is None or cast.breakeven is None:
-        return f"at best {cast.bound:.2f}x for the call; no table to say more."
-    if cast.speedup <= 1:
-        return (
-            f"cannot pay here: it launches {cast.launched:.1%} of the pairs, and "
-            f"{breakeven_text(cast)}."
-        )
-    step = f", {cast.step_speedup:.2f}x a step" if cast.step_speedup else ""
-    return f"pays: {cast.speedup:.2f}x for the call{step}."

@@ -160,14 +160,9 @@ def _prepared(plan: BlockPlan, deal: Deal, batch: int, heads: int) -> _Prepared:
         *lists.parts, query_codes, blocks.q.lengths, key_codes, blocks.k.lengths,
         deal.slots, deal.owners, codes, metas, items, work, heads, every, deal.first, deal.video,
         *lists.count.shape[:2], copies, entries * together, room,
-        _step(blocks.q.lengths), _step(blocks.k.lengths), batch * heads * (every - deal.video),
+        blocks.q.sample_stride, blocks.k.sample_stride, batch * heads * (every - deal.video),
     )  # fmt: skip
     constants = {"TOGETHER": together, "BLOCK": 128, "EVEN": plan.shape.even, "num_warps": 1}
     rows = batch * heads * every
     launch = Launch(emit_item, (rows,), arguments, constants, _CHANGING)
     return _Prepared(launch, -(-copies * room // 4) * 4, rows)
-
-
-def _step(lengths: Tensor) -> int:
-    """Stride of the samples in a table of lengths, 0 where they share it."""
-    return lengths.stride(0) if len(lengths) > 1 else 0

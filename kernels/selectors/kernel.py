@@ -228,7 +228,7 @@ def _prepared(
         blocks.k.count, blocks.first_video, blocks.video_blocks, task.forced.sinks,
         task.forced.near.shape[1], min(task.budget.most, blocks.video_blocks), factor,
         task.budget.share, keys.stride(0), keys.stride(3), keys.stride(1), keys.stride(2),
-        _step(blocks.q.lengths), _step(blocks.k.lengths),
+        blocks.q.sample_stride, blocks.k.sample_stride,
     )  # fmt: skip
     constants = {
         "D": dim, "STEP": _STEP, "ROWS": rows, "COLUMNS": columns, "TILED": tiled,
@@ -250,8 +250,3 @@ def _transposed(keys: Tensor) -> Tensor:
     wide = keys.new_empty((batch, heads, dim, -(-blocks // 16) * 16))
     wide[..., :blocks].copy_(keys.permute(0, 2, 3, 1))
     return wide[..., :blocks]
-
-
-def _step(lengths: Tensor) -> int:
-    """Stride of the samples in a table of lengths, 0 where they share it."""
-    return lengths.stride(0) if len(lengths) > 1 else 0
