@@ -18,7 +18,7 @@ from dit_accel.kernels.reference import dense_mask, pooled_mask
 from dit_accel.kernels.slots import attend_in_slots, slot_plan
 
 Make = Callable[..., Any]
-PAIRS = [("torch", "torch"), ("torch", "triton"), ("reference", "torch")]
+PAIRS = [("torch", "torch"), ("torch", "triton")]
 
 
 def split(pair: tuple[str, str]) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def test_random_lists(
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize(("batch", "heads"), [(2, 1), (1, 4)])
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_lists_per_sample_and_head(
     pair: tuple[str, str],
