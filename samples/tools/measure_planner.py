@@ -63,7 +63,7 @@ CLOCK_UNITS = {
 WITHIN = 0.15
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="default: the planner's own")
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--times", type=Path, help="JSON file for what is measured")
     parser.add_argument("--replay", type=Path, help="such a file, instead of measuring")
     parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = torch.device(options.device)
     cuda = device.type == "cuda"
     bench = Bench(

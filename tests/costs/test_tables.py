@@ -6,8 +6,6 @@ import csv
 import heapq
 import itertools
 import math
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 TOOLS = Path(__file__).parents[2] / "samples" / "tools"
 sys.path.insert(0, str(TOOLS))
 
+import measure_planner  # noqa: E402
 from planner_fit import Sample, errors, fit  # noqa: E402
 
 from dit_accel.costs.clock import STEADY  # noqa: E402
@@ -278,13 +277,11 @@ def test_predictions_were_right(path: Path) -> None:
 def test_the_comparison_follows_from_the_committed_times(tmp_path: Path) -> None:
     """Fitted again from what was measured: the shipped table, and the committed predictions."""
     samples = Path(__file__).parents[2] / "samples"
-    command = [
-        sys.executable, str(samples / "tools" / "measure_planner.py"),
+    replay = [
         "--replay", str(samples / "results" / "planner_times_h200.json"),
         "--out", str(tmp_path / "pairs.csv"), "--table", str(tmp_path / "h200.csv"),
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(samples.parent)}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    measure_planner.main(replay)
     for made, kept in (
         (tmp_path / "h200.csv", TABLES / "h200.csv"),
         (tmp_path / "pairs.csv", samples / "results" / "planner_h200.csv"),

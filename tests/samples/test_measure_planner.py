@@ -22,6 +22,7 @@ import torch
 TOOLS = Path(__file__).parents[2] / "samples" / "tools"
 sys.path.insert(0, str(TOOLS))
 
+import measure_planner  # noqa: E402
 import planner_cases as cases  # noqa: E402
 import planner_times as times  # noqa: E402
 
@@ -165,24 +166,26 @@ def test_a_gpu_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_and_its_replay(tmp_path: Path) -> None:
     """On small calls and a CPU; the replay of what was kept says the same."""
 
-    def run(*arguments: str, name: str) -> list[dict[str, str]]:
-        out = tmp_path / f"{name}.csv"
-        command = [
-            sys.executable, str(TOOLS / "measure_planner.py"), "--tiny", "--device", "cpu",
-            "--repeats", "1", "--out", str(out), "--table", str(tmp_path / f"{name}_table.csv"),
-            *arguments,
-        ]  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment["PYTHONPATH"] = str(TOOLS.parents[1])
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        return list(csv.DictReader(out.open(encoding="utf-8")))
+    def arguments(name: str) -> list[str]:
+        files = ["--out", str(tmp_path / f"{name}.csv")]
+        files += ["--table", str(tmp_path / f"{name}_table.csv")]
+        return ["--tiny", "--device", "cpu", "--repeats", "1", *files]
+
+    def rows(name: str) -> list[dict[str, str]]:
+        return list(csv.DictReader((tmp_path / f"{name}.csv").open(encoding="utf-8")))
 
     kept = tmp_path / "times.json"
-    first = run("--times", str(kept), name="first")
+    script = str(TOOLS / "measure_planner.py")
+    command = [sys.executable, script, *arguments("first"), "--times", str(kept)]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(TOOLS.parents[1])
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    first = rows("first")
     assert len(first) == len({(row["model"], row["pattern"], row["parameters"]) for row in first})
     assert all(float(row["measured_ms"]) > 0 for row in first) and len(first) == 30
     assert set(json.loads(kept.read_text())) == {"machine", "times", "clocks_mhz"}
-    assert run("--replay", str(kept), name="again") == first
+    measure_planner.main([*arguments("again"), "--replay", str(kept)])
+    assert rows("again") == first
     tables = [(tmp_path / f"{name}_table.csv").read_text() for name in ("first", "again")]
     assert tables[0] == tables[1]
 
