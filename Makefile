@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: demo test lint types clean
+.PHONY: demo test slow lint types clean
 
 # torch comes first: once it is there, nothing pulls another build of it.
 $(STAMP): pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests
+
+slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ def test_lists_of_online_plans(together: int, even: bool, offline: Callable[...,
     assert made["scratch"] == 0 and made["registers"] <= 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "scratch"), VARIANTS, ids=str)
 def test_variant(variant: dict[str, Any], scratch: int, offline: Callable[..., Any]) -> None:
     made = offline(SCRIPT, "compile_variant", **(FULL | variant))

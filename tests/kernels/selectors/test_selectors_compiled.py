@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiled", [True, False])
 def test_shared_memory_and_spills(tiled: bool, offline: Callable[..., Any]) -> None:
     """Shared memory is what the launcher reckons with; scores stay in registers, but a few."""
