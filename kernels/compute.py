@@ -1,8 +1,8 @@
 """What a rule of a profile can name: a pattern or a selector, and the parameters that it has.
 
-A compute is a frozen dataclass whose fields are made by `param`: each carries its default, range,
-unit and help. So one declaration validates what a user passes, and gives the command line, the
-README's tables and the ComfyUI widgets their text.
+A compute is a frozen dataclass whose fields are made by `param` (as is a tail): each carries its
+default, range, unit and help. So one declaration validates what a user passes, and gives the
+command line, the README's tables and the ComfyUI widgets their text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TILE_HELP = (
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a compute, as `param` declared it.
+    """One parameter of a compute or a tail, as `param` declared it.
 
     default: as a profile would write it; None stands for what `help` says.
     kind: bool, int, float or str, the type of plain values; None where `parse` reads the value.
@@ -88,7 +88,7 @@ class Parameter:
     def check(self, value: Any, owner: str) -> Any:
         """The value to keep; DitAccelError that says what is legal, with the nearest such value.
 
-        owner: the compute's name.
+        owner: the name of what has the parameter.
         """
         if value is None and self.default is None:
             return None
@@ -145,7 +145,7 @@ def param(
     parse: Callable[[Any, str], Any] | None = None,
     **told: Any,
 ) -> Any:
-    """A dataclass field that is a parameter of a `Compute`; see `Parameter` for the arguments.
+    """A dataclass field that is a parameter of a `Parametrised`; see `Parameter` for the arguments.
 
     The default may be a list or a table; it is parsed like what a user passes. A default of None
     makes None legal, for "not given". kind: needed where the default is None and nothing parses
@@ -171,16 +171,13 @@ def tile_param(help: str = TILE_HELP) -> Any:
 
 
 @dataclass(frozen=True)
-class Compute(ABC):
-    """Parameters are the dataclass fields made by `param` (and the keys of a profile's rule).
+class Parametrised(ABC):
+    """Its parameters are the dataclass fields made by `param`.
 
-    name: what a profile calls it. by_head: whether query heads may differ, so that plans need
-    their number. online: whether plans come from q and k, call by call. Hashable.
+    name: what a profile calls it. Hashable.
     """
 
     name: ClassVar[str]
-    by_head: ClassVar[bool] = False
-    online: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -195,13 +192,25 @@ class Compute(ABC):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return ", ".join(f"{name} = {value_text(v)}" for name, v in values.items() if v is not None)
 
+
+@dataclass(frozen=True)
+class Compute(Parametrised):
+    """What makes plans; its parameters are keys of a profile's rule too.
+
+    by_head: whether query heads may differ, so that plans need their number. online: whether plans
+    come from q and k, call by call.
+    """
+
+    by_head: ClassVar[bool] = False
+    online: ClassVar[bool] = False
+
     @abstractmethod
     def tiling(self, layout: TokenLayout, kind: LayoutKind) -> Tiling:
         """How the layout's grid is cut for this compute and kind of backend."""
 
 
 @lru_cache(maxsize=256)
-def _parameters(cls: type[Compute]) -> tuple[Parameter, ...]:
+def _parameters(cls: type[Parametrised]) -> tuple[Parameter, ...]:
     return tuple(
         dataclasses.replace(field.metadata["parameter"], name=field.name)
         for field in dataclasses.fields(cls)
@@ -209,20 +218,20 @@ def _parameters(cls: type[Compute]) -> tuple[Parameter, ...]:
     )
 
 
-def check_parameters(compute: Compute) -> None:
-    """Validates every parameter of a new compute, and puts what is parsed in its place."""
+def check_parameters(compute: Parametrised) -> None:
+    """Validates every parameter of a new object, and puts what is parsed in its place."""
     for each in compute.parameters():
         value = each.check(getattr(compute, each.name), compute.name)
         object.__setattr__(compute, each.name, value)
 
 
-Made = TypeVar("Made", bound=Compute)
+Made = TypeVar("Made", bound=Parametrised)
 
 
 def make(
     what: str, registry: Mapping[str, type[Made]], name: str, params: Mapping[str, Any]
 ) -> Made:
-    """A new compute of a registry, which holds `what` ("pattern", "selector").
+    """A new entry of a registry, which holds `what` ("pattern", "selector", "tail").
 
     Raises DitAccelError for an unknown name or parameter, or a value that is not legal.
     """

@@ -35,7 +35,8 @@ def attend(call: Call, site: Site, moment: Moment, session: Session) -> Tensor:
     if (reason := _obstacle(call, site, layout)) is not None:
         return _unplanned(turn, reason)
     q, k, v = call.bshd()
-    route = session.routes.find(layout, compute, (q, k, v), session.settings.backend)
+    tail, backend = turn.decision.tail, session.settings.backend
+    route = session.routes.find(layout, compute, (q, k, v), backend, tail)
     if route.reason is not None:
         return _unplanned(turn, f"backend {route.backend}: {route.reason}")
     if session.policy.profile.breakeven and not route.pays:
@@ -96,7 +97,7 @@ def run(
     tally = None
     if route.plan is None:
         pairs = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
-        tally = ledger.device_row(site, moment.step, pairs, device)
+        tally = ledger.device_row(site, moment.step, pairs, device, route.padded)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     variant = route.variant(q)
     if variant is not None and variant not in session.warm:

@@ -83,10 +83,14 @@ Observer = Callable[[Observation], None]
 
 
 class _Row(NamedTuple):
-    """Device counts of calls of `pairs` token pairs each: launched and kept ones, int64 [2]."""
+    """Device counts of calls of `pairs` token pairs each: launched and kept ones, int64 [2].
+
+    padded: whether blocks were computed with all their slots; else kept pairs are launched ones.
+    """
 
     numbers: Tensor
     pairs: int
+    padded: bool
 
 
 class Ledger:
@@ -147,21 +151,23 @@ class Ledger:
         tally = self.count(site, step, "sparse")
         self._backends.setdefault(site.kind, Counter())[route.backend] += 1
         self._plans[route.row] += 1
+        tally.launched += route.known
         if route.plan is not None:
-            tally.launched += route.launched
             tally.kept += route.kept
 
-    def device_row(self, site: Site, step: int, pairs: int, device: torch.device) -> Tensor:
+    def device_row(
+        self, site: Site, step: int, pairs: int, device: torch.device, padded: bool = True
+    ) -> Tensor:
         """int64 [2] on the device, to which a call adds its launched and its kept token pairs.
 
-        pairs: all pairs of the call, over its samples and heads.
+        pairs: all pairs of the call, over its samples and heads. padded: see `_Row`.
         """
         row = self._rows.get((site, step, pairs))
         if row is None:
             if not self._free or self._free[-1].device != device:
                 made = torch.zeros(ROWS, 2, dtype=torch.int64, device=device)
                 self._free = list(made.unbind())
-            row = self._rows[site, step, pairs] = _Row(self._free.pop(), pairs)
+            row = self._rows[site, step, pairs] = _Row(self._free.pop(), pairs, padded)
         return row.numbers
 
     def cells(self) -> dict[tuple[Site, int], Tally]:
@@ -174,7 +180,7 @@ class Ledger:
         for (site, step, pairs), row in list(self._rows.items()):
             launched, kept = row.numbers.tolist()
             cell = cells.setdefault((site, step), Tally())  # none where its first call has failed
-            cell.launched += launched / pairs
+            cell.launched += (launched if row.padded else kept) / pairs
             cell.kept += kept / pairs
         return cells
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dit_accel.engine.call import Site
-from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute, Tail
+from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute
 from dit_accel.errors import DitAccelError, nearest
 from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.patterns import Pattern
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.patterns.full import Full
+from dit_accel.kernels.tails import Drop, Tail
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Decision:
 
     compute: Compute | None = None
     reuse: Reuse | None = None
-    tail: Tail = Tail()
+    tail: Tail = Drop()
 
 
 class Policy:
@@ -42,6 +43,7 @@ class Policy:
         self._short = profile.without_warmup() if profile.drop_short_warmup else profile
         self._decisions: dict[tuple[Site, str, float, bool], Decision] = {}
         self._computes: dict[Compute, Compute] = {}
+        self._tails: dict[Tail, Tail] = {}
         for rule in profile.rules:
             _check_selection(rule, sites)
 
@@ -57,23 +59,25 @@ class Policy:
         if made is None:
             rules = (self._short if short else self.profile).rules
             made = _resolve(rules, site, branch_class(branch), step / steps)
-            if made.compute is not None:  # equal computes are one object: routes are found by it
+            if made.compute is not None:
+                # Equal ones are one object: routes are found by it.
                 compute = self._computes.setdefault(made.compute, made.compute)
-                made = replace(made, compute=compute)
+                tail = self._tails.setdefault(made.tail, made.tail)
+                made = replace(made, compute=compute, tail=tail)
             self._decisions[key] = made
         return made
 
-    def computes(self) -> list[Compute]:
-        """Every compute that the profile can run, once each."""
-        found: dict[Compute, None] = {}
+    def computes(self) -> list[tuple[Compute, Tail]]:
+        """Every compute that the profile can run, with its tail, once each."""
+        found: dict[tuple[Compute, Tail], None] = {}
         for rules in (self.profile.rules, self._short.rules):
             starts = {0.0, *(rule.steps[0] for rule in rules)}
             for site, branch, start in itertools.product(
                 self._sites, ("any", "cond", "uncond"), sorted(starts)
             ):
-                compute = _resolve(rules, site, branch, start).compute
-                if compute is not None:
-                    found[compute] = None
+                made = _resolve(rules, site, branch, start)
+                if made.compute is not None:
+                    found[made.compute, made.tail] = None
         return list(found)
 
 
@@ -112,7 +116,7 @@ def _index(text: str, site: Site) -> int:
 def _resolve(rules: Sequence[Rule], site: Site, branch: str, progress: float) -> Decision:
     compute: Compute | None = None
     reuse: Reuse | None = None
-    tail = Tail()
+    tail: Tail = Drop()
     for rule in rules:
         if (
             rule.attention != site.kind

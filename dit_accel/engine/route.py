@@ -23,8 +23,10 @@ from dit_accel.kernels.patterns.base import Pattern, kind_for
 from dit_accel.kernels.patterns.composite import PerHead
 from dit_accel.kernels.plan import BlockPlan, Shape
 from dit_accel.kernels.selectors.base import Context, Selector
+from dit_accel.kernels.tails import Drop, Tail
 from dit_accel.layout import TokenLayout
 
+NO_TAIL = Drop()
 ROUTES = 128
 """How many routes a session keeps: a step makes the same few kinds of calls in every layer."""
 
@@ -46,14 +48,18 @@ class PlanRow:
 class Route:
     """How calls of one kind run.
 
+    tail: what stands for the keys that its plans do not visit.
     blocks, shape: what the host knows of the plan before q and k. plan: of a pattern; None where
     `compute` selects from q and k at each call.
     reason: why `backend` cannot run it, or None. pays: whether it is expected to beat dense.
     launched, kept: densities of a call; of a selector the launched one to expect.
+    known: what of the launched density the host knows before a call; the device counts the rest.
+    padded: whether blocks are computed with all their slots; else with their own tokens.
     row: what the report says of it.
     """
 
     compute: Compute
+    tail: Tail
     blocks: Blocks
     shape: Shape
     plan: BlockPlan | None
@@ -62,6 +68,8 @@ class Route:
     pays: bool
     launched: float
     kept: float
+    known: float
+    padded: bool
     row: PlanRow
 
     def variant(self, query: Tensor) -> tuple[Any, ...] | None:
@@ -71,17 +79,24 @@ class Route:
         shape = self.shape
         made = self.compute.name if shape.online else ""
         blocks = shape.block_q, shape.block_k, shape.kinds, shape.box is None, shape.rules
-        return self.backend, query.dtype, query.shape[-1], made, *blocks
+        return self.backend, query.dtype, query.shape[-1], made, self.tail, *blocks
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, tally: Tensor | None) -> Tensor:
         """The call's output, BSHD. tally: int64 [2] on the device, for the counts of a plan that
         only the device knows."""
+        size = None if self.tail.empty else self.tail.size(self.blocks)
+        context = Context(q, k, v, self.blocks, scale, q.shape[2], tally, size)
         plan = self.plan
         if plan is None:
             assert isinstance(self.compute, Selector)
-            context = Context(q, k, v, self.blocks, scale, q.shape[2], tally)
             plan = self.compute.select(context)
-        return BACKENDS[self.backend].forward(q, k, v, plan, scale, False, None)[0]
+        forward = BACKENDS[self.backend].forward
+        if self.tail.empty:
+            return forward(q, k, v, plan, scale, False, None)[0]
+        out, lse = forward(q, k, v, plan, scale, True, None)
+        assert lse is not None, "it was asked for"
+        self.tail.join(context, plan, out, lse)
+        return out
 
 
 class RouteCache:
@@ -103,13 +118,26 @@ class RouteCache:
         return list(self._routes.values())
 
     def find(
-        self, layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None = None
+        self,
+        layout: TokenLayout,
+        compute: Compute,
+        call: Tensors,
+        wanted: str | None = None,
+        tail: Tail = NO_TAIL,
     ) -> Route:
         """The route of a call (BSHD) over tokens laid out so. wanted: the only backend to ask."""
-        # A policy's computes are the same objects at every call, and a route holds its own.
+        # A policy's computes and tails are the same objects at every call, and a route holds its
+        # own.
         q, k, v = call
         devices = q.device, k.device, v.device
-        key = layout, id(compute), wanted, devices, alike(q, k, v)  # all that a choice looks at
+        key = (
+            layout,
+            id(compute),
+            id(tail),
+            wanted,
+            devices,
+            alike(q, k, v),
+        )  # all that a choice looks at
         found = self._routes.get(key)
         if found is not None:
             if len(self._routes) >= ROUTES:  # only then does it matter which was used last
@@ -119,7 +147,7 @@ class RouteCache:
         with self._making:
             found = self._routes.get(key)
             if found is None:
-                found = make_route(layout, compute, call, wanted)
+                found = make_route(layout, compute, call, wanted, tail)
                 if len(self._routes) >= ROUTES:
                     self._routes.popitem(last=False)
                 self._routes[key] = found
@@ -127,7 +155,11 @@ class RouteCache:
 
 
 def make_route(
-    layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None = None
+    layout: TokenLayout,
+    compute: Compute,
+    call: Tensors,
+    wanted: str | None = None,
+    tail: Tail = NO_TAIL,
 ) -> Route:
     """See RouteCache.find.
 
@@ -135,11 +167,11 @@ def make_route(
     although their tokens must be moved, or gathered by a slower kernel.
     """
     form = layout_kind(*call, wanted)
-    route = _route(layout, compute, call, wanted, form)
+    route = _route(layout, compute, tail, call, wanted, form)
     other = kind_for(call[0].device)
     if wanted is not None or other == form:
         return route
-    rival = _route(layout, compute, call, wanted, other)
+    rival = _route(layout, compute, tail, call, wanted, other)
     return min((route, rival), key=lambda each: _effort(each, call[0]))
 
 
@@ -176,15 +208,19 @@ def _effort(route: Route, query: Tensor) -> float:
 
 
 def _route(
-    layout: TokenLayout, compute: Compute, call: Tensors, wanted: str | None, form: LayoutKind
+    layout: TokenLayout,
+    compute: Compute,
+    tail: Tail,
+    call: Tensors,
+    wanted: str | None,
+    form: LayoutKind,
 ) -> Route:
     q, _, v = call
     device, heads = q.device, q.shape[2]
-    plan, expected = None, 0.0
+    plan = None
     if isinstance(compute, Selector):
         blocks = blocks_of(layout, compute.tiling(layout, form), device)
         shape = compute.shape(blocks, q.shape[0], heads)
-        expected = compute.expected(blocks)
     else:
         assert isinstance(compute, Pattern)
         plan = compute.build(layout, device, heads, layout_kind=form)
@@ -193,20 +229,37 @@ def _route(
     reason = eligible(backend, *call, shape)
     if reason is None:
         check_call(*call, blocks, shape)
-    launched = kept = expected
-    if plan is not None:
-        launched, kept = plan.launched_density(backend), plan.kept_density()
+    padded = "lengths" not in BACKENDS[backend].forms
+    known = tail.density(blocks, padded)
+    if plan is None:
+        assert isinstance(compute, Selector)
+        kept = compute.expected(blocks, padded)
+        launched = known + kept
+    else:
+        known += plan.launched_density(backend)
+        launched, kept = known, plan.kept_density()
     video = blocks.video_blocks
     flops = 2.0 * q.numel() * call[1].shape[1] * (1 + v.shape[-1] / max(1, q.shape[-1]))
     waste = video * blocks.block_q / layout.video_length - 1
     row = PlanRow(
         pattern=compute.name,
-        parameters=compute.describe(),
+        parameters=_words(compute, tail),
         backend=backend,
         blocks=video,
         cut="blocks" if isinstance(compute, PerHead) else compute.tiling(layout, form).words,
-        waste=None if "lengths" in BACKENDS[backend].forms else waste,
+        waste=waste if padded else None,
         launched_density=launched,
     )
     worth = pays(backend, device.type, flops, launched)
-    return Route(compute, blocks, shape, plan, backend, reason, worth, launched, kept, row)
+    densities = launched, kept, known
+    return Route(
+        compute, tail, blocks, shape, plan, backend, reason, worth, *densities, padded, row
+    )
+
+
+def _words(compute: Compute, tail: Tail) -> str:
+    """The parameters of both, as a profile has them."""
+    own = [compute.describe()]
+    if not tail.empty:
+        own.append(f"tail = {{kind = '{tail.name}', {tail.describe()}}}")
+    return ", ".join(filter(None, own))

@@ -11,8 +11,11 @@ from dit_accel.kernels.compute import make
 from dit_accel.kernels.selectors.base import Context, Selector
 from dit_accel.kernels.selectors.block_topk import BlockTopK
 from dit_accel.kernels.selectors.block_topp import BlockTopP
+from dit_accel.kernels.selectors.probe import ProbeError, ProbeSelector
 
-SELECTORS: dict[str, type[Selector]] = {cls.name: cls for cls in (BlockTopK, BlockTopP)}
+SELECTORS: dict[str, type[Selector]] = {
+    cls.name: cls for cls in (BlockTopK, BlockTopP, ProbeSelector, ProbeError)
+}
 
 __all__ = ["SELECTORS", "Context", "Selector", "selector"]
 

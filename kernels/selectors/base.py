@@ -9,7 +9,7 @@ device of q: nothing is read back, so the host knows bounds alone (`most`, `shap
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import Tiling, fixed_tiling
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, ListKinds, Shape, shape_of
+from dit_accel.kernels.probe import Probe, Rank, probe
 from dit_accel.kernels.selectors.budget import Budget
 from dit_accel.kernels.selectors.lists import entries, forced_mask, forced_of, keys_of, room_of
 from dit_accel.kernels.selectors.select import Task, select_visits
@@ -32,14 +33,15 @@ from dit_accel.layout import TokenLayout
 _MOST_ENTRIES = (1 << 31) - 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Context:
-    """A call that a plan is made for.
+    """A call that a plan and its tail are made for.
 
     q: [B, Lq, H, D]; k, v: [B, Lk, Hkv, D], any strides. heads: number of query heads, H.
     tally: int64 [2] on the device of q, or None: the selector adds the slot pairs that the plan's
         visits launch (entries x block_q x block_k) and the token pairs that they keep, of all
         samples and heads.
+    size: tokens of a pooled key of the call's tail; None is a block.
     """
 
     q: Tensor
@@ -49,12 +51,21 @@ class Context:
     scale: float
     heads: int
     tally: Tensor | None = None
+    size: int | None = None
+    _probe: Probe | None = field(default=None, init=False, repr=False)
+
+    def probe(self, rank: Rank | None = None) -> Probe:
+        """The call's probe, made at the first question, with a rank if that one asks for it."""
+        if self._probe is None:
+            size = self.size or self.blocks.block_k
+            self._probe = probe(self.q, self.k, self.blocks, self.scale, size, rank)
+        return self._probe
 
 
 @dataclass(frozen=True)
 class Selector(Compute):
-    """A selector by means of blocks; the score of query block i and key block j is
-    scale x qbar_i . kbar_j, with the means over the valid tokens of each."""
+    """A selector; the score of query block i and key block j is scale x qbar_i . kbar_j, with the
+    means over the valid tokens of each, unless it has `scores` of its own."""
 
     online: ClassVar[bool] = True
     by_head: ClassVar[bool] = True
@@ -98,8 +109,14 @@ class Selector(Compute):
         kept = max(min(self.budget(blocks.video_blocks).most, blocks.video_blocks), forced)
         return kept + keys_of(blocks).most_text
 
-    def expected(self, blocks: Blocks) -> float:
-        """The launched density to expect before anything ran: the bound of every list."""
+    def expected(self, blocks: Blocks, padded: bool = True) -> float:
+        """The launched density to expect before anything ran: the bound of every list.
+
+        padded: whether blocks are computed with all their slots; else with their own tokens, taken
+        to be alike.
+        """
+        if not padded:
+            return self._visits(blocks) / max(1, blocks.k.count)
         return (
             self._visits(blocks)
             * blocks.q.count
@@ -145,8 +162,15 @@ class Selector(Compute):
         """
         blocks, batch = context.blocks, context.q.shape[0]
         shape, task = prepared(blocks, self, batch, context.heads)
-        visits = select_visits(context.q, context.k, blocks, task, context.scale, context.tally)
+        visits = select_visits(
+            context.q, context.k, blocks, task, context.scale, context.tally, self.scores(context)
+        )
         return BlockPlan(blocks, visits, shape)
+
+    def scores(self, context: Context) -> Tensor | None:
+        """The selector's own scores, float32 [B, H, NV, NV] by key block and then query block;
+        None are those of means."""
+        return None
 
     def _lists(self, heads: int) -> int:
         return 1 if self.lists == "shared" else heads

@@ -43,7 +43,8 @@ def keep_blocks(score: Tensor, forced: Tensor, length: Tensor, budget: Budget) -
     candidate = length > 0
     if budget.mass is not None:
         score = score + length.clamp_min(1).float().log()
-    ranked = score.masked_fill(forced, torch.inf).masked_fill(~candidate, -torch.inf)
+    ranked = torch.where(score.isnan(), torch.finfo(score.dtype).max, score)  # after forced ones
+    ranked = ranked.masked_fill(forced, torch.inf).masked_fill(~candidate, -torch.inf)
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     taken = (torch.arange(len(length), device=score.device) < budget.most).expand(score.shape)
     if budget.mass is not None:

@@ -47,16 +47,28 @@ _SMALLEST = tl.constexpr(-0x80000000)
 @triton.jit
 def _scores(
     q_ptr, k_ptr, sample, first_head, summed, heads, group, queries, keys, rows, inside, columns,
-    stride_kb, stride_kn, stride_kh, stride_kd,
+    stride_kb, stride_kn, stride_kh, stride_kd, first_video, video,
     D: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TILED: tl.constexpr,
+    TILED: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, COLUMNS]: sums of qbar . kbar over `summed` heads; anything past the last key."""
+    """[ROWS, COLUMNS]: sums of scores over `summed` heads; anything past the last key.
+
+    GIVEN: they are at k_ptr, by key block of the video and then query block.
+    """
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    given = k_ptr + sample.to(tl.int64) * stride_kb + first_head.to(tl.int64) * stride_kh
     for head in range(first_head, first_head + summed):
-        q_at = q_ptr + ((sample * queries + rows).to(tl.int64) * heads + head) * D  # [ROWS]
-        k_at = k_ptr + sample.to(tl.int64) * stride_kb + (head // group) * stride_kh
-        if TILED:
+        if GIVEN:
+            block = columns - first_video
+            acc += tl.load(
+                given + block.to(tl.int64)[None, :] * stride_kn
+                + (rows - first_video)[:, None] * stride_kd,
+                mask=inside[:, None] & ((block >= 0) & (block < video))[None, :], other=0.0,
+            )  # fmt: skip
+            given += stride_kh
+        elif TILED:
+            q_at = q_ptr + ((sample * queries + rows).to(tl.int64) * heads + head) * D  # [ROWS]
+            k_at = k_ptr + sample.to(tl.int64) * stride_kb + (head // group) * stride_kh
             dims = tl.arange(0, STEP)
             for first in range(0, D, STEP):
                 held = first + dims < D
@@ -72,6 +84,8 @@ def _scores(
                 )  # [STEP, COLUMNS]
                 acc = tl.dot(q, k, acc, input_precision="ieee")
         else:
+            q_at = q_ptr + ((sample * queries + rows).to(tl.int64) * heads + head) * D  # [ROWS]
+            k_at = k_ptr + sample.to(tl.int64) * stride_kb + (head // group) * stride_kh
             for dim in range(0, D):
                 q = tl.load(q_at + dim, mask=inside, other=0.0)
                 # Up to the stride the columns are there: whole vectors are loaded.
@@ -100,7 +114,7 @@ def _select(
     tally_ptr, lists, summed, heads, group, queries, keys, first_video, video, sinks, nearby, most,
     factor, mass, stride_kb, stride_kn, stride_kh, stride_kd, stride_q_len, stride_k_len,
     D: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TILED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    TILED: tl.constexpr, GIVEN: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     MASS: tl.constexpr, TALLY: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -113,7 +127,7 @@ def _select(
     acc = _scores(
         q_ptr, k_ptr, sample, listed * summed, summed, heads, group, queries, keys,
         first_video + row, inside, columns, stride_kb, stride_kn, stride_kh, stride_kd,
-        D, STEP, ROWS, COLUMNS, TILED,
+        first_video, video, D, STEP, ROWS, COLUMNS, TILED, GIVEN,
     )  # fmt: skip
     score = acc * factor  # [ROWS, COLUMNS]
 
@@ -181,18 +195,23 @@ def _select(
 
 
 def launch(
-    queries: Tensor, keys: Tensor, blocks: Blocks, task: Task, factor: float, lists: Lists,
+    queries: Tensor, keys: Tensor | None, blocks: Blocks, task: Task, factor: float, lists: Lists,
     tally: Tensor | None,
 ) -> None:  # fmt: skip
-    """Fills `lists` from block means in float32, contiguous [B, NQ, H, D] and [B, NK, Hkv, D]."""
+    """Fills `lists` from block means in float32, contiguous [B, NQ, H, D] and [B, NK, Hkv, D], or
+    from given scores [B, H, NV, NV] without keys (see `select.Scores`)."""
     # Of what a task does not fix: the sizes of the call, and where the tally stands.
     kept, place = launches_of(task), None if tally is None else tally.data_ptr() & 15
-    key = "selection", queries.shape, keys.shape, factor, place
+    sizes = queries.stride() if keys is None else keys.shape
+    key = "selection", queries.shape, sizes, keys is None, factor, place
     found: _Prepared | None = kept.get(key)
     if found is None:
         found = kept[key] = _prepared(queries, keys, blocks, task, factor, lists, tally)
     if found.launch is not None:
-        keys = keys if found.tiled else _transposed(keys)
+        if keys is None:
+            keys = queries
+        elif not found.tiled:
+            keys = _transposed(keys)
         tallied = lists.count if tally is None else tally
         found.launch(queries.device, queries, keys, lists.whole, lists.count, lists.index, tallied)
 
@@ -209,30 +228,37 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(
-    queries: Tensor, keys: Tensor, blocks: Blocks, task: Task, factor: float, lists: Lists,
+    queries: Tensor, keys: Tensor | None, blocks: Blocks, task: Task, factor: float, lists: Lists,
     tally: Tensor | None,
 ) -> _Prepared:  # fmt: skip
-    batch, _, heads, dim = queries.shape
     columns = max(16, triton.next_power_of_2(blocks.k.count))
     rows = min(_ROWS, _HELD // columns)
-    tiled = _tiled(columns, queries.device)
-    keys = keys.permute(0, 2, 3, 1) if tiled else _transposed(keys)  # [B, Hkv, D, NK]
+    tiled = keys is not None and _tiled(columns, queries.device)
+    if keys is None:  # [B, H, NV, NV]: the last two are key blocks and query blocks
+        batch, heads, dim, group, source = *queries.shape[:2], 16, 1, queries
+        strides = source.stride()
+    else:
+        batch, _, heads, dim = queries.shape
+        group = heads // keys.shape[2]
+        source = keys.permute(0, 2, 3, 1) if tiled else _transposed(keys)  # [B, Hkv, D, NK]
+        strides = source.stride(0), source.stride(1), source.stride(3), source.stride(2)
     per_sample = lists.count.shape[1]
     programs = batch * per_sample * triton.cdiv(blocks.video_blocks, rows)
     if not programs:
         return _Prepared(None, tiled)
+    by_batch, by_head, by_key, by_last = strides
     arguments = (
-        queries, keys, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
+        queries, source, task.forced.near, blocks.q.lengths, blocks.k.lengths, task.room.start,
         lists.whole, lists.count, lists.index, lists.count if tally is None else tally,
-        per_sample, heads // per_sample, heads, heads // keys.shape[1], blocks.q.count,
+        per_sample, heads // per_sample, heads, group, blocks.q.count,
         blocks.k.count, blocks.first_video, blocks.video_blocks, task.forced.sinks,
         task.forced.near.shape[1], min(task.budget.most, blocks.video_blocks), factor,
-        task.budget.share, keys.stride(0), keys.stride(3), keys.stride(1), keys.stride(2),
+        task.budget.share, by_batch, by_key, by_head, by_last,
         blocks.q.sample_stride, blocks.k.sample_stride,
     )  # fmt: skip
     constants = {
         "D": dim, "STEP": _STEP, "ROWS": rows, "COLUMNS": columns, "TILED": tiled,
-        "BLOCK_Q": blocks.block_q, "BLOCK_K": blocks.block_k,
+        "GIVEN": keys is None, "BLOCK_Q": blocks.block_q, "BLOCK_K": blocks.block_k,
         "MASS": task.budget.mass is not None, "TALLY": tally is not None,
         "num_warps": min(16, max(4, rows * columns // _HELD_BY_WARP)), "num_stages": 2,
     }  # fmt: skip

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import pytest
 
 from dit_accel import DitAccelError, Profile, families, load_profile, profile_names
-from dit_accel.engine.profile import Reuse, Tail, parse_profile, with_overrides
+from dit_accel.engine.profile import Reuse, parse_profile, with_overrides
 from dit_accel.engine.profile.files import profile_families
 from dit_accel.engine.profile.parse import KEYS
 from dit_accel.kernels.compute import Compute, param
 from dit_accel.kernels.computes import COMPUTES
 from dit_accel.kernels.geometry.tiling import Tiling, raster_runs
 from dit_accel.kernels.patterns import pattern
+from dit_accel.kernels.tails import TAILS, tail
 from dit_accel.layout import TokenLayout
 
 RULE = "[[rule]]\ncompute = 'sliding_tile'\n"
@@ -70,7 +71,7 @@ def test_names_paths_and_profiles_load(tmp_path: Path) -> None:
         (RULE + "reuse = {evry = 2}\n", "Did you mean 'every'"),
         (RULE + "reuse = {every = 2, max_age = 3}\n", "max_age"),
         ("[[rule]]\nattention = 'cross'\ncompute = 'full'\n", "cross-attention"),
-        (RULE + "tail = 'linaer'\n", "unknown tail .* 'linaer'. Known: drop"),
+        (RULE + "tail = 'linaer'\n", "unknown tail .* 'linaer'. Did you mean 'linear'"),
         (RULE + "tail = {knd = 'drop'}\n", "unknown key of tail .* Did you mean 'kind'"),
         (RULE + "tail = 3\n", "tail in .* must be a table"),
         ("[[rule]]\nattention = 'cross'\ntail = 'drop'\n", "cross-attention runs dense"),
@@ -180,8 +181,14 @@ def test_unions_and_heads() -> None:
 
 def test_tails_are_names_or_tables() -> None:
     text = "[[rule]]\ncompute = 'disc'\ntail = "
-    short, long = (parse_profile(text + tail).rules[0] for tail in ("'drop'", "{kind = 'drop'}"))
-    assert short == long and short.tail == Tail("drop")
+    for name in TAILS:
+        table = f"{{kind = '{name}'}}"
+        short, long = (parse_profile(text + each).rules[0] for each in (f"'{name}'", table))
+        assert short == long and short.tail == tail(name)
+    with pytest.raises(DitAccelError, match="tail in .*: pool: .*nearest legal value is 64"):
+        parse_profile(text + "{kind = 'pooled', pool = 65}")
+    with pytest.raises(DitAccelError, match="key of tail in .*'slop'.*Did you mean 'slope'"):
+        parse_profile(text + "{kind = 'linear', slop = 4}")
     assert parse_profile(RULE).rules[0].tail is None
 
 

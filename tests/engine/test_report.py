@@ -58,7 +58,7 @@ def test_reset_forgets_the_run(tiny_wan: Any) -> None:
 
 
 def route(launched: float, kept: float) -> Any:
-    return SimpleNamespace(backend="torch", plan=object(), launched=launched, kept=kept, row=None)
+    return SimpleNamespace(backend="torch", plan=object(), known=launched, kept=kept, row=None)
 
 
 def test_densities_are_means_over_sparse_calls() -> None:
@@ -76,12 +76,12 @@ def test_densities_are_means_over_sparse_calls() -> None:
 def test_device_counts_join_the_others() -> None:
     ledger = Ledger(1)
     site, online = Site("blocks.0.attn1", 0, 1, "self"), SimpleNamespace(backend="torch", plan=None)
-    online.row = None
+    online.row, online.known = None, 0.125  # of a tail
     for pairs, launched, kept in ((100, 50, 40), (100, 30, 20), (400, 100, 80)):
         ledger.device_row(site, 0, pairs, torch.device("cpu")).add_(torch.tensor([launched, kept]))
         ledger.count_sparse(site, 0, online)
     counts = ledger.cells()[site, 0].counts()
-    assert abs(counts["launched_density"] - (0.5 + 0.3 + 0.25) / 3) < 1e-12
+    assert abs(counts["launched_density"] - (0.5 + 0.3 + 0.25) / 3 - 0.125) < 1e-12
     assert abs(counts["kept_density"] - (0.4 + 0.2 + 0.2) / 3) < 1e-12
     assert ledger.cells()[site, 0].counts() == counts  # asking changes nothing
 

@@ -9,7 +9,6 @@ from dit_accel.engine.profile.schema import (
     Reuse,
     Rule,
     RuleCompute,
-    Tail,
 )
 from dit_accel.engine.profile.shipped import load_profile, profile_file, profile_names
 
@@ -20,7 +19,6 @@ __all__ = [
     "Reuse",
     "Rule",
     "RuleCompute",
-    "Tail",
     "load_profile",
     "parse_profile",
     "profile_file",

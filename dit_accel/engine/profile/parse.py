@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.engine.profile.files import profile_families
-from dit_accel.engine.profile.schema import GENERIC, Profile, Reuse, Rule, RuleCompute, Tail
+from dit_accel.engine.profile.schema import GENERIC, Profile, Reuse, Rule, RuleCompute
 from dit_accel.errors import DitAccelError, shown, unknown
 from dit_accel.kernels.computes import COMPUTES, compute
 from dit_accel.kernels.patterns.composite import check_heads
+from dit_accel.kernels.tails import TAILS, Tail, tail
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,7 +36,6 @@ CHOICES = {
     "expert": ("any", "transformer", "transformer_2"),
     "branch": ("any", "cond", "uncond"),
 }
-TAILS = ("drop",)
 
 
 def read_profile(path: Path) -> Profile:
@@ -263,13 +263,22 @@ def _reuse(value: Any, where: str) -> Reuse:
 
 
 def _tail(value: Any, where: str) -> Tail:
+    if isinstance(value, Tail):
+        return value
     table = {"kind": value} if isinstance(value, str) else table_of(value, f"tail in {where}")
+    kind = table.pop("kind", None)
+    if kind is None and table:
+        raise unknown(f"key of tail in {where}", next(iter(table)), ("kind",))
+    if kind not in TAILS:
+        raise unknown(f"tail in {where}", str(kind), TAILS)
+    known = [each.name for each in TAILS[kind].parameters()]
     for key in table:
-        if key != "kind":
-            raise unknown(f"key of tail in {where}", key, ("kind",))
-    if table.get("kind") not in TAILS:
-        raise unknown(f"tail in {where}", str(table.get("kind")), TAILS)
-    return Tail(table["kind"])
+        if key not in known:
+            raise unknown(f"key of tail in {where}", key, ("kind", *known))
+    try:
+        return tail(kind, **table)
+    except DitAccelError as error:
+        raise DitAccelError(f"tail in {where}: {error}") from error
 
 
 def table_of(value: Any, where: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dit_accel.kernels.compute import Compute
 from dit_accel.kernels.patterns.composite import Union
+from dit_accel.kernels.tails import Tail
 
 GENERIC = "generic"
 WARMUP_FREE_STEPS = 8
@@ -30,13 +31,6 @@ class Reuse:
     every: int
     what: str = "output"
     max_age: float | None = None
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What stands for the keys that a sparse compute does not visit; "drop" is nothing."""
-
-    kind: str = "drop"
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,9 @@ def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
         device = getattr(pipe, "_execution_device", parameter.device)
         shape = (1, layout.length, config.num_attention_heads, config.attention_head_dim)
         q, k, v = (torch.randn(shape, device=device).to(parameter.dtype) for _ in range(3))
-        for compute in session.policy.computes():
-            route = session.routes.find(layout, compute, (q, k, v), session.settings.backend)
+        backend = session.settings.backend
+        for compute, tail in session.policy.computes():
+            route = session.routes.find(layout, compute, (q, k, v), backend, tail)
             if route.reason is None:
                 attend_route(route, q, k, v, None, site, moment, session)
     session.runs.setdefault(pipe, Run(0)).ledger.compile_s += scratch.ledger.compile_s

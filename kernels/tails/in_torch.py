@@ -1,0 +1,98 @@
+"""The steps of tails with torch alone, some heads at a time; `portable.tail` has their twins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_accel.kernels.blocks import Blocks, block_tokens
+from dit_accel.kernels.parts import merge
+from dit_accel.kernels.plan import BlockPlan
+from dit_accel.kernels.pooling import PooledKeys
+from dit_accel.kernels.probe import Pieces
+
+
+def rows(
+    mass: Tensor | None, shift: Tensor, plan: BlockPlan, each: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Bias float32 [B, H, NV, NP] and weights [B, H, NV, NV] in `dtype`; see `portable.tail`."""
+    free = ~visited(plan)  # [Bl, Hl, NV, NV]
+    bias = shift.mT.masked_fill(~free.repeat_interleave(each, -1), -torch.inf)
+    if mass is None:
+        return bias, None
+    mass = mass.mT.masked_fill(~free, -torch.inf)
+    top = mass.amax(-1, keepdim=True)
+    weights = (mass - torch.where(top.isneginf(), 0.0, top)).exp()
+    return bias, (weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)).to(dtype)
+
+
+def visited(plan: BlockPlan) -> Tensor:
+    """bool [Bl, Hl, NV, NV]: which blocks of the video the video's query blocks visit."""
+    blocks, lists = plan.blocks, plan.visits
+    first, video = blocks.first_video, blocks.video_blocks
+    stop = first + video
+    start, count = (x[..., first:stop] for x in (lists.start, lists.count))
+    places = torch.arange(max(1, plan.shape.most), device=count.device, dtype=torch.int32)
+    listed = places < count.unsqueeze(-1)
+    at = torch.where(listed, start.unsqueeze(-1) + places, 0).long()
+    index = lists.index if len(lists.index) else lists.index.new_zeros(1)
+    # What is listed nowhere goes to a column past the last.
+    seen = torch.where(listed, index[at].long(), blocks.k.count)
+    flags = torch.zeros((*count.shape, blocks.k.count + 1), dtype=torch.bool, device=count.device)
+    return flags.scatter_(-1, seen, True)[..., first:stop]
+
+
+def covariances(k: Tensor, v: Tensor, blocks: Blocks, pieces: Pieces, heads: range) -> Tensor:
+    """C [B, h, NV, D, D] in the type of k, of some of the heads of k and v [B, Lk, Hkv, D]."""
+    batch, _, _, dim = k.shape
+    first, video = blocks.first_video, blocks.video_blocks
+    out = k.new_empty((batch, len(heads), video, dim, dim))
+    for sample in range(batch):
+        tokens, real = block_tokens(blocks.k, sample, pieces.each * pieces.size)
+        tokens, real = (x[first : first + video] for x in (tokens, real))
+        own = real.unflatten(-1, (pieces.each, -1))[..., None]  # [NV, each, size, 1]
+        count = own.sum(2, keepdim=True).clamp_min(1)
+        centred = []
+        for x in (k, v):
+            part = x[sample][:, heads.start : heads.stop].index_select(0, tokens.flatten())
+            part = part.float().transpose(0, 1).unflatten(1, own.shape[:3])  # [h, NV, ., ., D]
+            part = part.masked_fill(~own, 0.0)
+            away = part - part.sum(3, keepdim=True) / count
+            centred.append(away.masked_fill(~own, 0.0).flatten(2, 3))
+        length = real.sum(-1).clamp_min(1)[:, None, None]
+        out[sample] = centred[0].mT @ centred[1] / length
+    return out
+
+
+def join(
+    q: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, pooled: PooledKeys, bias: Tensor,
+    slope: Tensor | None, rows_of_slope: int, heads: range, scale: float,
+) -> None:  # fmt: skip
+    """See `portable.tail.join`."""
+    first, stop = blocks.first_video, blocks.first_video + blocks.video_blocks
+    some = slice(heads.start, heads.stop)
+    group = q.shape[2] // pooled.key.shape[2]
+    for sample in range(len(q)):
+        tokens, real = block_tokens(blocks.q, sample, blocks.block_q)
+        tokens, real = tokens[first:stop], real[first:stop]
+        query = q[sample, :, some].index_select(0, tokens.flatten()).float()
+        query = query.unflatten(0, tokens.shape).permute(2, 0, 1, 3)  # [h, NV, slots, D]
+        key, value = (
+            x[sample].transpose(0, 1).repeat_interleave(group, 0)[some].float()[:, None]
+            for x in (pooled.key, pooled.value)
+        )  # [h, 1, NP, D]
+        score = query @ key.mT * scale + bias[sample, some, :, None]
+        far = score.logsumexp(-1)  # [h, NV, slots]
+        base = torch.where(far.isneginf(), 0.0, far).unsqueeze(-1)
+        tail = (score - base).exp() @ value
+        if slope is not None:
+            per_block = slope[sample].repeat_interleave(rows_of_slope, 1)[:, : len(tokens)]
+            tail = tail + query @ per_block.float() * scale
+        # Slots past a block's end are left out: each token is written once.
+        where = tokens[real]
+        tail, far = tail[:, real].transpose(0, 1)[None], far[:, real][None]
+        near = out[sample, :, some].index_select(0, where)[None]
+        near_lse = lse[sample, some].index_select(1, where)[None]
+        joined, joined_lse = merge(near, near_lse, tail.contiguous(), far.contiguous())
+        out[sample, :, some] = out[sample, :, some].index_copy(0, where, joined[0])
+        lse[sample, some] = lse[sample, some].index_copy(1, where, joined_lse[0])
