@@ -17,6 +17,9 @@ from dit_accel.kernels.launching import alike, launches_of
 from dit_accel.kernels.launching import launch as launch_kept
 from dit_accel.kernels.portable.steps import padded_dim
 
+# Bytes of a number -> mean queries of a step, warps, stages.
+STEPS = {4: (32, 4, 2), 2: (64, 4, 2)}
+
 
 @triton.jit
 def _probe(
@@ -44,6 +47,8 @@ def _probe(
         mask=inside[:, None] & (dims < D)[None, :], other=0.0,
     )  # [BK, DP]  # fmt: skip
     count = tl.maximum(length, 1).to(tl.float32)
+    outside = tl.where(inside, 0.0, float("-inf"))
+    held_weight = tl.where(inside, 1.0, 0.0)
     mass_at = mass_ptr + (line.to(tl.int64) * video + block) * padded
     rank_at = rank_ptr + (line.to(tl.int64) * video + block) * padded
     shift_at = shift_ptr + (line.to(tl.int64) * video + block) * EACH * padded
@@ -54,8 +59,9 @@ def _probe(
             q_ptr + ((sample * queries + first + rows) * heads + head)[:, None] * D + dims[None, :],
             mask=there[:, None] & (dims < D)[None, :], other=0.0,
         )  # [BM, DP]  # fmt: skip
-        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BM, BK]
-        held = tl.where(inside[None, :], s, float("-inf"))
+        # [BM, BK]; what is past the block's end is 0, as its keys are
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        held = s + outside[None, :]
         top = tl.max(held, 1)
         base = tl.where(top == float("-inf"), 0.0, top)
         weights = tl.exp(held - base[:, None])
@@ -63,7 +69,7 @@ def _probe(
         mass = tl.where(length > 0, mass, float("-inf"))
         tl.store(mass_at + rows, mass, mask=there)
         if EACH == 1:
-            mean = tl.sum(tl.where(inside[None, :], s, 0.0), 1) / count
+            mean = tl.sum(s, 1) / count
             shift = tl.where(length > 0, mass - mean, float("-inf"))
             tl.store(shift_at + rows, shift, mask=there)
         else:
@@ -76,15 +82,15 @@ def _probe(
             bases = tl.where(tops == float("-inf"), 0.0, tops)
             total = tl.maximum(tl.sum(tl.exp(cut - bases[:, :, None]), 2), 1e-30)
             masses = bases + tl.log(total)  # [BM, EACH]
-            sums = tl.sum(tl.where(inside[None, :], s, 0.0).reshape(BM, EACH, size), 2)
+            sums = tl.sum(s.reshape(BM, EACH, size), 2)
             means = sums / tl.maximum(own, 1).to(tl.float32)[None, :]
             shifts = tl.where((own > 0)[None, :], masses - means, float("-inf"))
             tl.store(
                 shift_at + piece[None, :] * padded + rows[:, None], shifts, mask=there[:, None]
             )
         if RANK:
-            mean = tl.sum(tl.where(inside[None, :], s, 0.0), 1) / count
-            away = tl.where(inside[None, :], s - mean[:, None], 0.0)
+            mean = tl.sum(s, 1) / count
+            away = (s - mean[:, None]) * held_weight[None, :]
             spread = tl.sum(away * away, 1) / count
             tl.store(rank_at + rows, mass + 0.5 * tl.log(spread + floor), mask=there)
 
@@ -108,10 +114,11 @@ def launch(
         blocks.first_video, video, padded, *k.stride(),
         blocks.k.sample_stride, scale, floor or 0.0,
     )  # fmt: skip
+    rows, warps, stages = STEPS[means.element_size()]
     constants = {
         "D": dim, "DP": padded_dim(dim), "BK": max(16, triton.next_power_of_2(blocks.block_k)),
-        "BM": 32 if means.element_size() == 4 else 64, "EACH": each, "RANK": floor is not None,
-        "HAS_ORDER": blocks.k.order is not None, "num_warps": 4, "num_stages": 2,
+        "BM": rows, "EACH": each, "RANK": floor is not None,
+        "HAS_ORDER": blocks.k.order is not None, "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
     programs = batch * heads * video
     if programs:

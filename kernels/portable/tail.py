@@ -18,7 +18,7 @@ from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.launching import alike, launch, launches_of
 from dit_accel.kernels.plan import Visits
 from dit_accel.kernels.pooling import PooledKeys
-from dit_accel.kernels.portable.steps import padded_dim
+from dit_accel.kernels.portable.steps import boxable, describe, machine_of, padded_dim
 from dit_accel.kernels.probe import Pieces
 
 
@@ -74,7 +74,7 @@ def _rows(
         weight = weight / tl.where(total == 0, 1.0, total)
         tl.store(
             weight_ptr + pid.to(tl.int64) * flags + columns,
-            weight.to(weight_ptr.dtype.element_ty), mask=inside,
+            weight.to(weight_ptr.dtype.element_ty), mask=columns < flags,
         )  # fmt: skip
 
 
@@ -82,8 +82,9 @@ def rows(
     mass: Tensor | None, shift: Tensor, visits: Visits, blocks: Blocks, each: int, heads: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Bias float32 [B, H, NV, NP] and weights [B, H, NV, NV] in `dtype`, by query block.
+    """Bias float32 [B, H, NV, NP] and weights [B, H, NV, n] in `dtype`, by query block.
 
+    n: NV, and as many more of zeros as make it a multiple of 16.
     mass [B, H, NV, NV] (None: no weights) and shift [B, H, NP, NV] as in `Probe`, any strides.
     """
     batch, video = shift.shape[0], blocks.video_blocks
@@ -108,28 +109,29 @@ def rows(
     key = "tail rows", each, dtype, visits.count.shape, *lists, *alike(masses, shift)
     launch(launches_of(blocks), key, _rows, (batch * heads * video,), arguments, constants,
            shift.device)  # fmt: skip
-    cut = None if weights is None else weights[..., :video]
-    return bias[..., : video * each], cut
+    return bias[..., : video * each], weights
 
 
 @triton.jit
 def _covariances(
-    k_ptr, v_ptr, order, starts, lengths, out_ptr, heads, first_head, first, video,
+    k_ptr, v_ptr, order, starts, lengths, out_ptr, heads, first_head, first, video, padded,
     stride_kb, stride_kn, stride_kh, stride_kd, stride_vb, stride_vn, stride_vh, stride_vd,
     stride_len,
     D: tl.constexpr, DP: tl.constexpr, BK: tl.constexpr, EACH: tl.constexpr,
     HAS_ORDER: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    block = pid % video
-    line = pid // video
+    block = pid % padded  # those past the last one are zeros
+    line = pid // padded
     head = (first_head + line % heads).to(tl.int64)
     sample = (line // heads).to(tl.int64)
     dims = tl.arange(0, DP)
     columns = tl.arange(0, BK)
-    length = tl.load(lengths + sample * stride_len + first + block)
+    there = block < video
+    length = tl.load(lengths + sample * stride_len + first + block, mask=there, other=0)
     inside = columns < length
-    tokens = tl.where(inside, tl.load(starts + first + block) + columns, 0)
+    start = tl.load(starts + first + block, mask=there, other=0)
+    tokens = tl.where(inside, start + columns, 0)
     if HAS_ORDER:
         tokens = tl.load(order + tokens)
     tokens = tokens.to(tl.int64)
@@ -142,33 +144,43 @@ def _covariances(
         v_ptr + sample * stride_vb + head * stride_vh
         + tokens[:, None] * stride_vn + dims[None, :] * stride_vd, mask=held, other=0.0,
     )  # [BK, DP]  # fmt: skip
-    size: tl.constexpr = BK // EACH
-    own = tl.minimum(tl.maximum(length - tl.arange(0, EACH) * size, 0), size)
-    count = tl.maximum(own, 1).to(tl.float32)[:, None]  # [EACH, 1]
     dtype = k.dtype
-    # About the mean of each piece; what is not there stays 0.
-    kc = k.to(tl.float32).reshape(EACH, size, DP)
-    vc = v.to(tl.float32).reshape(EACH, size, DP)
-    kc = (kc - (tl.sum(kc, 1) / count)[:, None, :]).reshape(BK, DP)
-    vc = (vc - (tl.sum(vc, 1) / count)[:, None, :]).reshape(BK, DP)
-    kc = tl.where(held, kc, 0.0).to(dtype)
-    vc = tl.where(held, vc, 0.0).to(dtype)
-    c = tl.dot(tl.trans(kc), vc, input_precision="ieee")  # [DP, DP]
-    c = c / tl.maximum(length, 1).to(tl.float32)
-    at = out_ptr + pid.to(tl.int64) * D * D + dims[:, None] * D + dims[None, :]
+    if EACH > 1:
+        size: tl.constexpr = BK // EACH
+        own = tl.minimum(tl.maximum(length - tl.arange(0, EACH) * size, 0), size)
+        count = tl.maximum(own, 1).to(tl.float32)[:, None]  # [EACH, 1]
+        # About the mean of each piece; what is not there stays 0.
+        kc = k.to(tl.float32).reshape(EACH, size, DP)
+        vc = v.to(tl.float32).reshape(EACH, size, DP)
+        kc = (kc - (tl.sum(kc, 1) / count)[:, None, :]).reshape(BK, DP)
+        vc = (vc - (tl.sum(vc, 1) / count)[:, None, :]).reshape(BK, DP)
+        k = tl.where(held, kc, 0.0).to(dtype)
+        v = tl.where(held, vc, 0.0).to(dtype)
+    count = tl.maximum(length, 1).to(tl.float32)
+    c = tl.dot(tl.trans(k), v, input_precision="ieee") / count  # [DP, DP]
+    if EACH == 1:  # the mean of products, less the product of the means
+        key = tl.sum(k.to(tl.float32), 0) / count
+        value = tl.sum(v.to(tl.float32), 0) / count
+        c -= key[:, None] * value[None, :]
+    at = out_ptr + (line.to(tl.int64) * padded + block) * D * D + dims[:, None] * D + dims[None, :]
+    c = tl.where(block < video, c, 0.0)
     tl.store(at, c.to(dtype), mask=(dims < D)[:, None] & (dims < D)[None, :])
 
 
 def covariances(k: Tensor, v: Tensor, blocks: Blocks, pieces: Pieces, heads: range) -> Tensor:
-    """C [B, h, NV, D, D] in the type of k, of some of the heads of k and v [B, Lk, Hkv, D]."""
+    """C [B, h, n, D, D] in the type of k, of some of the heads of k and v [B, Lk, Hkv, D].
+
+    n: NV, and as many more of zeros as make it a multiple of 16.
+    """
     batch, _, _, dim = k.shape
     video = blocks.video_blocks
-    out = torch.empty((batch, len(heads), video, dim, dim), dtype=k.dtype, device=k.device)
+    padded = -(-video // 16) * 16
+    out = torch.empty((batch, len(heads), padded, dim, dim), dtype=k.dtype, device=k.device)
     wide = k.element_size() == 4
     arguments = (
         k, v, blocks.k.starts if blocks.k.order is None else blocks.k.order, blocks.k.starts,
-        blocks.k.lengths, out, len(heads), heads.start, blocks.first_video, video, *k.stride(),
-        *v.stride(), blocks.k.sample_stride,
+        blocks.k.lengths, out, len(heads), heads.start, blocks.first_video, video, padded,
+        *k.stride(), *v.stride(), blocks.k.sample_stride,
     )  # fmt: skip
     constants = {
         "D": dim, "DP": padded_dim(dim), "BK": max(16, triton.next_power_of_2(blocks.block_k)),
@@ -176,20 +188,21 @@ def covariances(k: Tensor, v: Tensor, blocks: Blocks, pieces: Pieces, heads: ran
         "num_warps": 4 if wide else 8, "num_stages": 1,
     }  # fmt: skip
     key = "covariances", pieces.each, len(heads), heads.start, *alike(k, v)
-    launch(launches_of(blocks), key, _covariances, (batch * len(heads) * video,), arguments,
+    launch(launches_of(blocks), key, _covariances, (batch * len(heads) * padded,), arguments,
            constants, k.device)  # fmt: skip
     return out
 
 
 @triton.jit
 def _join(
-    q_ptr, out_ptr, lse_ptr, order, starts, lengths, key_ptr, value_ptr, bias_ptr, slope_ptr,
+    q_ptr, out_ptr, lse_ptr, order, starts, lengths, key_ptr, value_ptr, key_desc, value_desc,
+    bias_ptr, slope_ptr,
     heads, all_heads, first_head, group, first, video, pooled, biases, rows_of_slope, slopes,
     stride_qb, stride_qm, stride_qh, stride_qd, stride_ob, stride_om, stride_oh, stride_od,
     stride_lb, stride_lh, stride_pkb, stride_pkn, stride_pkh, stride_pkd,
     stride_pvb, stride_pvn, stride_pvh, stride_pvd, stride_len, scale,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STEP: tl.constexpr,
-    SPLITS: tl.constexpr, HAS_ORDER: tl.constexpr, SLOPE: tl.constexpr,
+    SPLITS: tl.constexpr, HAS_ORDER: tl.constexpr, SLOPE: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     part = pid % SPLITS
@@ -220,21 +233,26 @@ def _join(
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
+    scale_2 = scale * 1.4426950408889634
     for low in range(0, pooled, BN):
         number = low + columns
         there = number < pooled
-        some = there[:, None] & (dims < D)[None, :]
-        k = tl.load(
-            key_at + number.to(tl.int64)[:, None] * stride_pkn + dims[None, :] * stride_pkd,
-            mask=some, other=0.0,
-        )  # [BN, DP]  # fmt: skip
-        v = tl.load(
-            value_at + number.to(tl.int64)[:, None] * stride_pvn + dims[None, :] * stride_pvd,
-            mask=some, other=0.0,
-        )  # fmt: skip
-        bias = tl.load(bias_at + number, mask=there, other=float("-inf"))  # [BN]
-        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias[None, :]
-        s = tl.where((bias > float("-inf"))[None, :], s * 1.4426950408889634, float("-inf"))
+        if TMA:  # past the last one it reads zeros
+            k = key_desc.load([sample.to(tl.int32), low, head // group, 0]).reshape(BN, DP)
+            v = value_desc.load([sample.to(tl.int32), low, head // group, 0]).reshape(BN, DP)
+        else:
+            some = there[:, None] & (dims < D)[None, :]
+            k = tl.load(
+                key_at + number.to(tl.int64)[:, None] * stride_pkn + dims[None, :] * stride_pkd,
+                mask=some, other=0.0,
+            )  # [BN, DP]  # fmt: skip
+            v = tl.load(
+                value_at + number.to(tl.int64)[:, None] * stride_pvn + dims[None, :] * stride_pvd,
+                mask=some, other=0.0,
+            )  # fmt: skip
+        bias = tl.load(bias_at + number, mask=there, other=float("-inf")) * 1.4426950408889634
+        # A bias of -inf leaves no score: keys are finite where a block has any token.
+        s = tl.fma(tl.dot(q, tl.trans(k), input_precision="ieee"), scale_2, bias[None, :])
         highest = tl.maximum(top, tl.max(s, 1))
         base = tl.where(highest == float("-inf"), 0.0, highest)
         alpha = tl.exp2(top - base)
@@ -294,19 +312,18 @@ def join(
     batch, _, every, dim = q.shape
     video = blocks.video_blocks
     padded = padded_dim(dim)
-    if q.element_size() == 4:
-        rows, some, step, warps = 32, 32, 32, 4
-    elif padded > 128:
-        rows, some, step, warps = 64, 32, 64, 4
-    else:
-        rows, some, step, warps = 128, 64, padded, 8
+    rows, some, step, warps, stages = _steps(padded, q.element_size())
     slots = max(16, triton.next_power_of_2(blocks.block_q))
     rows = min(rows, slots)
+    boxes = machine_of(q.device).tma and boxable(pooled.key) and boxable(pooled.value)
+    described = (bias, bias)
+    if boxes:
+        described = (describe(pooled.key, some, padded), describe(pooled.value, some, padded))
     assert slope is None or slope.is_contiguous(), "made by a product"
     splits = slots // rows
     arguments = (
         q, out, lse, blocks.q.starts if blocks.q.order is None else blocks.q.order,
-        blocks.q.starts, blocks.q.lengths, pooled.key, pooled.value, bias,
+        blocks.q.starts, blocks.q.lengths, pooled.key, pooled.value, *described, bias,
         bias if slope is None else slope, len(heads), every, heads.start,
         every // pooled.key.shape[2], blocks.first_video, video, pooled.count, bias.stride(2),
         rows_of_slope, 1 if slope is None else slope.shape[2], *q.stride(), *out.stride(),
@@ -316,13 +333,20 @@ def join(
     constants = {
         "D": dim, "DP": padded, "BM": rows, "BN": some, "STEP": min(step, padded),
         "SPLITS": splits, "HAS_ORDER": blocks.q.order is not None, "SLOPE": slope is not None,
-        "num_warps": warps, "num_stages": 2,
+        "TMA": boxes, "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
     slopes = () if slope is None else (slope,)
     key = ("join", len(heads), heads.start, rows_of_slope,
            *alike(q, out, lse, pooled.key, pooled.value, bias, *slopes))  # fmt: skip
     launch(launches_of(blocks), key, _join, (batch * len(heads) * video * splits,), arguments,
            constants, q.device)  # fmt: skip
+
+
+def _steps(dim: int, itemsize: int) -> tuple[int, int, int, int, int]:
+    """Rows, pooled keys and columns of a step, warps and stages, for a padded head_dim."""
+    if itemsize == 4:
+        return 32, 32, 32, 4, 2
+    return (64, 64, 64, 4, 3) if dim <= 128 else (64, 32, 64, 4, 2)
 
 
 def _step(table: Tensor, dim: int) -> int:

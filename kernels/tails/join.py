@@ -97,7 +97,7 @@ def _averaged(weights: Tensor, together: int) -> Tensor:
 
 
 def _slopes(weights: Tensor, covariances: Tensor) -> Tensor:
-    """M [B, h, n, D, D] from weights [B, h, n, NV] and C [B, hkv, NV, D, D]."""
+    """M [B, h, n, D, D] from weights [B, h, n, N] and C [B, hkv, N, D, D]."""
     batch, heads, rows, _ = weights.shape
     kv, dim = covariances.shape[1], covariances.shape[-1]
     grouped = weights.reshape(batch, kv, heads // kv * rows, -1)
