@@ -155,9 +155,12 @@ def running(pipe: Any, frame: FrameType) -> Iterator[None]:
 def begin(attachment: Attachment, bound: Mapping[str, Any]) -> None:
     """A forward of a transformer starts in this thread."""
     owner, frame, stack = _calling_pipeline()
-    for other in list(_thread.callers.values()):
-        if other.frame is not None and other.frame not in stack:
+    for whose, other in list(_thread.callers.items()):
+        # Another frame may lie where one was that is over.
+        over = other.frame not in stack or (other.frame == frame and whose is not owner)
+        if other.frame is not None and over:
             other.end()
+            other.frame = None
     if owner is not None and owner in stock:
         return
     if owner is None or not _has(owner, attachment.model):
@@ -206,7 +209,7 @@ def _has(pipe: Any, model: Any) -> bool:
 
 def _calling_pipeline() -> tuple[Any, int | None, set[int]]:
     """The innermost pipeline whose call has led here, or None; its frame, where it is not enabled;
-    and the frames of all such calls.
+    and the frames of all calls but those of enabled ones.
 
     It may share its transformer with the one that was enabled, and be called in its callback.
     """
@@ -217,17 +220,20 @@ def _calling_pipeline() -> tuple[Any, int | None, set[int]]:
         if code.co_name == "__call__" and code.co_varnames[:1] == ("self",):
             frames[id(frame)] = frame
         frame = frame.f_back
-    pipe, outermost = _thread.running[-1] if _thread.running else (None, None)
-    inner = list(frames)
-    if outermost is not None:
+    inner, pipes = list(frames), set(frames)
+    for _, enabled in reversed(_thread.running):
         # In its own frame the enabled pipeline calls the stock one, which is next to it.
+        place = list(frames).index(id(enabled))
+        pipes -= {*list(frames)[max(place - 1, 0) : place + 1]}
+    pipe, outermost = _thread.running[-1] if _thread.running else (None, None)
+    if outermost is not None:
         inner = inner[: max(inner.index(id(outermost)) - 1, 0)]
     for each in inner:
         # Only such a frame is asked for its variables: asking keeps them alive as long as it.
         caller = frames[each].f_locals.get("self")
         if isinstance(caller, (DiffusionPipeline, ModularPipeline)):
-            return caller, each, set(frames)
-    return pipe, None, set(frames)
+            return caller, each, pipes
+    return pipe, None, pipes
 
 
 def _device(bound: Mapping[str, Any]) -> torch.device:

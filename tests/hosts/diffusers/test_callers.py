@@ -192,6 +192,24 @@ def test_windows_of_one_branch_are_served_nothing(build: Any, scheduled: bool, o
     assert session.report().kinds["self"]["reused"] == 0
 
 
+@pytest.mark.parametrize("windows", [2, 3])
+def test_windows_stay_apart_to_the_end(build: Any, windows: int) -> None:
+    """A whole loop without a scheduler: the steps of all windows, and stock's outputs."""
+    model = build("wan").pipe.transformer
+    text, parts = prompts(1)[0], torch.randn(windows, 1, 16, 5, 10, 14)
+    times = (900.0, 700.0, 500.0, 300.0)
+    calls = [(time, "cond", text) for time in times for _ in range(windows)]
+    stock = forwards(model, calls, [*parts] * 4)
+    session = dit_accel.enable(model, profile=REUSE, steps=4)
+    for _ in range(2):
+        assert all(map(torch.equal, forwards(model, calls, [*parts] * 4), stock))
+        rows = session.report().per_step
+        assert [(row["step"], row["calls"]) for row in rows[1:]] == [
+            (step, 3 * windows) for step in (1, 2, 3)
+        ]
+        assert session.report().kinds["self"]["reused"] == 0
+
+
 def test_inference_mode_sees_a_prompt_that_is_overwritten(build: Any) -> None:
     tiny = build("wan")
     one = tiny.inputs["prompt_embeds"]
