@@ -163,7 +163,7 @@ def begin(attachment: Attachment, bound: Mapping[str, Any]) -> None:
             other.frame = None
     if owner is not None and owner in stock:
         return
-    if owner is None or not _has(owner, attachment.model):
+    if owner is None or not _has(owner, attachment):
         owner, frame = attachment.session, None
     caller = _thread.callers.get(owner)
     if caller is None:
@@ -201,10 +201,14 @@ def _schedule_of(
     return (lambda: [getattr(pipe(), "scheduler", None)]), None
 
 
-def _has(pipe: Any, model: Any) -> bool:
-    """Whether a model is a component of a pipeline, compiled or not, under any name."""
-    parts = pipe.components.values()
-    return any(getattr(part, "_orig_mod", part) is model for part in parts)
+def _has(pipe: Any, attachment: Attachment) -> bool:
+    """Whether a transformer is a component of a pipeline, compiled or not, under any name."""
+
+    def same(part: Any) -> bool:
+        return getattr(part, "_orig_mod", part) is attachment.model
+
+    # The list of all components takes long to make.
+    return same(getattr(pipe, attachment.expert, None)) or any(map(same, pipe.components.values()))
 
 
 def _calling_pipeline() -> tuple[Any, int | None, set[int]]:

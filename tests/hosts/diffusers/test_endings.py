@@ -218,13 +218,16 @@ def test_a_pipeline_that_only_shares_the_transformer(build: Any, kept: Kept) -> 
     other.pipe.set_progress_bar_config(disable=True)
     tiny.pipe.enable_sparse_attention(REUSE)
     clean = tiny.run()
+    seen: list[int] = []
+
+    def count(*_: Any) -> None:
+        seen.append(sum(len(store) for store in list(kept.stores)))
+
     for error in ERRORS:
         with pytest.raises(error):
             other.run(callback_on_step_end=at_step(1, fails(error)))
-        first = tiny.pipe.transformer.blocks[0].register_forward_hook(
-            lambda *_: seen.append(sum(len(store) for store in list(kept.stores)))
-        )
-        seen: list[int] = []
+        first = tiny.pipe.transformer.blocks[0].register_forward_hook(count)
+        seen.clear()
         assert torch.equal(tiny.run(), clean)
         first.remove()
         assert seen[0] == 2 and kept.gone()  # what the first block of this run has kept
