@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from dit_accel.engine.call import Call, Moment, Site
+from dit_accel.engine.call import Call, Moment, Site, autocast_of
 from dit_accel.engine.ledger import Observation, Span, mark
 from dit_accel.engine.policy import Decision
 from dit_accel.engine.reuse import output as reuse_output
@@ -135,8 +136,15 @@ def _obstacle(call: Call, site: Site, layout: TokenLayout) -> str | None:
         return "context parallel"
     types = call.query.dtype, call.key.dtype, call.value.dtype
     if len(set(types)) > 1:
-        return f"mixed types ({', '.join(str(t).removeprefix('torch.') for t in types)})"
+        return f"mixed types ({', '.join(_named(t) for t in types)})"
+    cast = autocast_of(call.query)
+    if cast not in (None, types[0]):
+        return f"autocast from {_named(types[0])} to {_named(cast)}"
     return "gradients are needed" if call.needs_gradients else None
+
+
+def _named(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _unplanned(turn: _Turn, reason: str) -> Tensor:

@@ -74,6 +74,7 @@ class Moment:
     step, steps: of the run, from 0.
     rows: one for the whole batch, or one for each sample.
     layouts: by name, where the tokens of a self-attention call are, or why that is not known.
+    recurs: whether the rows will be told again in later steps: where not, nothing is kept.
     """
 
     run: Run
@@ -82,6 +83,7 @@ class Moment:
     steps: int
     rows: tuple[Row, ...]
     layouts: Mapping[str, TokenLayout | str] = field(default_factory=dict)
+    recurs: bool = True
 
     @cached_property
     def branch(self) -> str:
@@ -143,3 +145,9 @@ def tensors_of(output: Any) -> list[Tensor]:
     if isinstance(output, (tuple, list)):
         return [tensor for item in output for tensor in tensors_of(item)]
     return []
+
+
+def autocast_of(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast casts to on a tensor's device now, None where it is off."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_accel.costs import effort, pays
-from dit_accel.engine.call import Tensors
+from dit_accel.engine.call import Tensors, autocast_of
 from dit_accel.kernels.backends import BACKENDS, choose, eligible, layout_kind
 from dit_accel.kernels.block_sparse import check_call
 from dit_accel.kernels.blocks import Blocks
@@ -83,7 +84,10 @@ class Route:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, tally: Tensor | None) -> Tensor:
         """The call's output, BSHD. tally: int64 [2] on the device, for the counts of a plan that
-        only the device knows."""
+        only the device knows. Autocast has no say in what a backend computes in."""
+        if autocast_of(q) is not None:
+            with torch.autocast(q.device.type, enabled=False):
+                return self.attend(q, k, v, scale, tally)
         size = None if self.tail.empty else self.tail.size(self.blocks)
         context = Context(q, k, v, self.blocks, scale, q.shape[2], tally, size)
         plan = self.plan

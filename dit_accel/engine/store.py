@@ -22,7 +22,8 @@ class Kept:
     value: a tensor, or tuples of tensors.
     step: the step that computed it. calls: how many attention calls that took.
     signature: what tells apart inputs that it cannot be served across (shapes, types, devices).
-    served: how often it was served since.
+    served: how often it was served since. last: the last step that it may be served at, None for
+        any.
     """
 
     value: Any
@@ -30,6 +31,7 @@ class Kept:
     calls: int
     signature: tuple[Any, ...]
     served: int = 0
+    last: int | None = None
 
 
 class Store:
@@ -76,6 +78,12 @@ class Store:
         for slot in list(self._kept):
             site, _, whose = slot
             if expert in (None, site.expert) and rows in (None, whose):
+                self._drop(slot)
+
+    def expire(self, step: int) -> None:
+        """Free what can be served no more at this step and after it."""
+        for slot, kept in list(self._kept.items()):
+            if kept.last is not None and kept.last < step:
                 self._drop(slot)
 
     def _drop(self, slot: Slot) -> None:

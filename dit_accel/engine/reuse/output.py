@@ -29,6 +29,8 @@ def served(
     what: name of the slot. inputs: their shapes, types and devices must equal those of the kept
     output. compute: returns an output and how many attention calls it made.
     """
+    if not moment.recurs:
+        return compute()[0], None
     signature = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs if isinstance(x, Tensor))
     store = moment.run.store
     kept = store.get(site, what, moment.rows)
@@ -37,7 +39,9 @@ def served(
         return kept.value, kept.calls
     output, calls = compute()
     if not any(tensor.requires_grad for tensor in tensors_of(output)):
-        store.put(site, what, moment.rows, Kept(output, moment.step, calls, signature))
+        last = moment.step + reuse.every - 1
+        made = Kept(output, moment.step, calls, signature, last=last)
+        store.put(site, what, moment.rows, made)
     return output, None
 
 

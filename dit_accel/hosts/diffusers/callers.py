@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline
@@ -22,6 +22,16 @@ from dit_accel.engine.run import Run
 from dit_accel.hosts.diffusers.attachment import Attachment
 from dit_accel.hosts.diffusers.clock import StepClock
 
+Whose = tuple[str, Row]
+"""An expert, and what tells its forwards of a step apart."""
+CONDITIONING = (
+    "encoder_hidden_states",
+    "encoder_hidden_states_image",
+    "encoder_attention_mask",
+    "pooled_projections",
+)
+"""Arguments of a forward that together are its prompt."""
+
 
 class Caller:
     """One caller in one thread.
@@ -29,6 +39,10 @@ class Caller:
     Args:
         schedulers: returns the schedulers that may drive it, the likeliest first.
         steps: number of steps where there is no scheduler.
+
+    Attributes:
+        frame: identity of the frame of its call, where nothing but the stack tells that the call
+            is over: of a pipeline that is not enabled itself.
     """
 
     def __init__(self, schedulers: Callable[[], Sequence[Any]], steps: int | None) -> None:
@@ -36,11 +50,13 @@ class Caller:
         self._run: Run | None = None
         self._expert = ""
         self._step = -1
-        self._strangers = 0
-        self._seen: set[tuple[str, str, int]] = set()
-        self._several: set[tuple[str, str, int]] = set()
+        self._seen: set[Whose] = set()
+        self._before: set[Whose] = set()
+        self._several: set[Whose] = set()
         self._layouts: dict[Any, Any] = {}
         self._places: WeakSet[Attachment] = WeakSet()
+        self._last = finalize(self, int)
+        self.frame: int | None = None
 
     def begin(self, attachment: Attachment, owner: Any, bound: Mapping[str, Any]) -> None:
         """A forward of a transformer starts, with these arguments by name."""
@@ -50,16 +66,24 @@ class Caller:
         if fresh or self._run is None or self._run.over:
             self.end()
             self._run = Run(self._clock.steps, attachment.session.settings.cache_limit)
+            # The run's counts are held for the report. What it keeps goes with its caller: a
+            # thread may end in the middle of a loop.
+            self._last.detach()
+            self._last = finalize(self, self._run.end)
         elif self._expert != expert:
             self._run.store.forget(expert=self._expert)
         self._expert = expert
         if self._clock.step != self._step:
             self._step = self._clock.step
-            self._seen.clear()
-        prompt = self._run.prompts.number(bound.get("encoder_hidden_states"), self._step)
-        row = Row(branch, prompt, self._window((expert, branch, prompt)))
+            self._before, self._seen = self._seen, set()
+            self._run.store.expire(self._step)
+        given = [bound[name] for name in CONDITIONING if bound.get(name) is not None]
+        row = Row(branch, self._run.prompts.number(given, self._step))
+        recurs = self._recurs((expert, row))
         layouts = attachment.adapter.layouts(attachment.model, bound, self._layouts)
-        here.moment = Moment(self._run, expert, self._step, self._clock.steps, (row,), layouts)
+        here.moment = Moment(
+            self._run, expert, self._step, self._clock.steps, (row,), layouts, recurs
+        )
         attachment.session.runs[owner] = self._run
         if owner is attachment.session:
             owner.here.run = self._run
@@ -72,7 +96,10 @@ class Caller:
         if failed:
             self.end()
         elif moment.step == moment.steps - 1:
-            moment.run.store.forget(expert=moment.expert, rows=moment.rows)
+            if self._before <= self._seen:  # whatever came in the step before has come again
+                moment.run.store.forget()
+            else:
+                moment.run.store.forget(expert=moment.expert, rows=moment.rows)
 
     def end(self) -> None:
         """The run is over: free what it keeps."""
@@ -80,22 +107,22 @@ class Caller:
             self._run.end()
         self._step = -1
         self._seen.clear()
+        self._before.clear()
         self._several.clear()
         self._layouts.clear()
         for attachment in self._places:
             attachment.here.moment = None
         self._places.clear()
 
-    def _window(self, whose: tuple[str, str, int]) -> int | None:
-        """None where a step has one forward of this expert, branch and prompt; else a number that
-        was never before: nothing tells windows and regions apart from step to step."""
-        if whose in self._seen:
+    def _recurs(self, whose: Whose) -> bool:
+        """Whether a step has one forward of this expert, branch and prompt: nothing tells several,
+        windows and regions, apart from step to step."""
+        if whose in self._seen and whose not in self._several:
             self._several.add(whose)
+            assert self._run is not None
+            self._run.store.forget(expert=whose[0], rows=(whose[1],))
         self._seen.add(whose)
-        if whose not in self._several and not self._clock.unsure:
-            return None
-        self._strangers += 1
-        return self._strangers
+        return whose not in self._several and not self._clock.unsure
 
 
 class _Thread(threading.local):
@@ -127,15 +154,21 @@ def running(pipe: Any, frame: FrameType) -> Iterator[None]:
 
 def begin(attachment: Attachment, bound: Mapping[str, Any]) -> None:
     """A forward of a transformer starts in this thread."""
-    owner = _calling_pipeline()
+    owner, frame, stack = _calling_pipeline()
+    for whose, other in list(_thread.callers.items()):
+        # Another frame may lie where one was that is over.
+        over = other.frame not in stack or (other.frame == frame and whose is not owner)
+        if other.frame is not None and over:
+            other.end()
+            other.frame = None
     if owner is not None and owner in stock:
         return
-    part = getattr(owner, attachment.expert, None)
-    if getattr(part, "_orig_mod", part) is not attachment.model:
-        owner = attachment.session
+    if owner is None or not _has(owner, attachment):
+        owner, frame = attachment.session, None
     caller = _thread.callers.get(owner)
     if caller is None:
         caller = _thread.callers[owner] = Caller(*_schedule_of(owner, attachment))
+    caller.frame = frame
     attachment.here.caller = caller
     caller.begin(attachment, owner, bound)
 
@@ -148,6 +181,16 @@ def end_forward(attachment: Attachment, *, failed: bool) -> None:
         here.caller.end_forward(moment, failed=failed)
 
 
+def end_attention(attachment: Attachment, *, failed: bool) -> None:
+    """The last attention of a compiled forward is over, whose own end is not seen; or one failed.
+
+    The moment stays: the last module may make another call.
+    """
+    here = attachment.here
+    if here.moment is not None:
+        here.caller.end_forward(here.moment, failed=failed)
+
+
 def _schedule_of(
     owner: Any, attachment: Attachment
 ) -> tuple[Callable[[], Sequence[Any]], int | None]:
@@ -158,27 +201,43 @@ def _schedule_of(
     return (lambda: [getattr(pipe(), "scheduler", None)]), None
 
 
-def _calling_pipeline() -> Any:
-    """The innermost pipeline whose call has led here, or None.
+def _has(pipe: Any, attachment: Attachment) -> bool:
+    """Whether a transformer is a component of a pipeline, compiled or not, under any name."""
+
+    def same(part: Any) -> bool:
+        return getattr(part, "_orig_mod", part) is attachment.model
+
+    # The list of all components takes long to make.
+    return same(getattr(pipe, attachment.expert, None)) or any(map(same, pipe.components.values()))
+
+
+def _calling_pipeline() -> tuple[Any, int | None, set[int]]:
+    """The innermost pipeline whose call has led here, or None; its frame, where it is not enabled;
+    and the frames of all calls but those of enabled ones.
 
     It may share its transformer with the one that was enabled, and be called in its callback.
     """
-    pipe, outermost = _thread.running[-1] if _thread.running else (None, None)
+    frames: dict[int, FrameType] = {}
     frame: FrameType | None = sys._getframe()
-    calls: list[FrameType] = []
-    while frame is not None and frame is not outermost:
+    while frame is not None:
         code = frame.f_code
         if code.co_name == "__call__" and code.co_varnames[:1] == ("self",):
-            calls.append(frame)
+            frames[id(frame)] = frame
         frame = frame.f_back
+    inner, pipes = list(frames), set(frames)
+    for _, enabled in reversed(_thread.running):
+        # In its own frame the enabled pipeline calls the stock one, which is next to it.
+        place = list(frames).index(id(enabled))
+        pipes -= {*list(frames)[max(place - 1, 0) : place + 1]}
+    pipe, outermost = _thread.running[-1] if _thread.running else (None, None)
     if outermost is not None:
-        calls = calls[:-1]  # the enabled pipeline's own
-    for call in calls:
+        inner = inner[: max(inner.index(id(outermost)) - 1, 0)]
+    for each in inner:
         # Only such a frame is asked for its variables: asking keeps them alive as long as it.
-        caller = call.f_locals.get("self")
+        caller = frames[each].f_locals.get("self")
         if isinstance(caller, (DiffusionPipeline, ModularPipeline)):
-            return caller
-    return pipe
+            return caller, each, pipes
+    return pipe, None, pipes
 
 
 def _device(bound: Mapping[str, Any]) -> torch.device:

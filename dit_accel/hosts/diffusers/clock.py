@@ -38,6 +38,7 @@ class StepClock:
         self.step = 0
         self.steps = 0
         self.unsure = False
+        self._windows = False  # the first timestep has come again, which Heun's never does
 
     def tick(self, timestep: Any, caller: tuple[str, str], context: Mapping[str, Any]) -> bool:
         """Move to the forward that starts now; True when it begins a new denoising run.
@@ -50,6 +51,7 @@ class StepClock:
         scheduler = self._scheduler(timestep)
         timesteps = getattr(scheduler, "timesteps", None)
         fresh = self.steps == 0 or timesteps is not self._timesteps
+        certain = fresh
         if fresh:
             self._begin_run(scheduler, timesteps, timestep)
         total = context.get("num_inference_steps") or self._fixed
@@ -65,13 +67,15 @@ class StepClock:
             step = self._counted(value, caller, fresh, total)
         fresh = fresh or step < self.step
         repeats = value is not None and value == self._was and not self._values
-        if fresh:
-            self.unsure = False
+        rising = value is None or self._was is None or value > self._was
+        if fresh and (certain or rising):
+            self.unsure = self._windows = False
         elif repeats and caller[1] != "" and caller in self._seen:
             # A second window of this step, a second evaluation (Heun), or another run that begins
             # with the same timestep: without a scheduler nothing tells them apart.
             self.unsure = True
             fresh = step == 0 == self.step
+            self._windows = self._windows or fresh
         if fresh or step != self.step:
             self._seen.clear()
         self._seen.add(caller)
@@ -122,7 +126,8 @@ class StepClock:
             return 0
         named = caller[1] != ""
         same = timestep == last and (named or timestep is not None)
-        if same and (not named or caller not in self._seen or self.step == 0):
+        known = not named or caller not in self._seen or self.step == 0
+        if same and (known or self._windows):
             return self.step
         rising = timestep is not None and last is not None and timestep > last
         return 0 if rising or self.step + 1 >= total else self.step + 1

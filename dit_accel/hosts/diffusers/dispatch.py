@@ -16,7 +16,7 @@ from diffusers.models import attention_dispatch
 from torch import Tensor
 
 from dit_accel.engine.attend import attend, serve
-from dit_accel.engine.call import Call
+from dit_accel.engine.call import Call, autocast_of
 from dit_accel.hosts.diffusers.compiled import slots
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def dispatch_attention_fn(
     if torch.compiler.is_compiling():
         return torch.ops.dit_accel.attend(
             query, key, value, attn_mask, slots.site, slots.token, dropout_p, is_causal, scale,
-            enable_gqa, parallel, "bshd",
+            enable_gqa, parallel, "bshd", autocast_of(query),
         )  # fmt: skip
 
     def dense() -> Tensor:
@@ -110,7 +110,7 @@ def scaled_dot_product_attention(
     if torch.compiler.is_compiling():
         return torch.ops.dit_accel.attend(
             query, key, value, attn_mask, slots.site, slots.token, dropout_p, is_causal, scale,
-            enable_gqa, False, "bhsd",
+            enable_gqa, False, "bhsd", autocast_of(query),
         )  # fmt: skip
 
     def dense() -> Tensor:

@@ -1,11 +1,13 @@
 """The operator that stands for an attention call in compiled graphs.
 
 It is opaque: step, branch and policy are read when it runs, and the site comes as a tensor, so that
-one graph serves every layer and step.
+one graph serves every layer and step. A graph is run with autocast off: what it was traced under
+comes as an argument, and holds again while the operator runs.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from dit_accel.engine.attend import attend, serve
 from dit_accel.engine.call import Call
+from dit_accel.hosts.diffusers import callers
 from dit_accel.hosts.diffusers.compiled import object_of
 from dit_accel.kernels.block_sparse import Layout
 
@@ -34,6 +37,52 @@ def _attend_op(
     mask: Tensor | None,
     index: Tensor,
     token: Tensor,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    parallel: bool,
+    layout: str,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    kind, attachment = query.device.type, object_of(index).attachment
+    try:
+        with nullcontext() if autocast is None else torch.autocast(kind, autocast):
+            return _attend(
+                query, key, value, mask, index, dropout, causal, scale, gqa, parallel, layout
+            )
+    except BaseException:
+        callers.end_attention(attachment, failed=True)
+        raise
+
+
+@_attend_op.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
+    token: Tensor,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    parallel: bool,
+    layout: str,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    kept = autocast is None or query.dtype == torch.float64  # which autocast leaves alone
+    shape = (*query.shape[:-1], value.shape[-1])
+    return query.new_empty(shape, dtype=query.dtype if kept else autocast)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
     dropout: float,
     causal: bool,
     scale: float | None,
@@ -74,13 +123,8 @@ def _attend_op(
     # A site may make several calls (image keys beside text keys), told apart by their lengths.
     what = f"output of {call.lengths}"
     output = serve(bound.site, moment, bound.session, what, call.bshd(), compute, dense)
-    # The end of a compiled forward is not seen: it is not before the end of its last attention.
-    moment.run.ledger.forward_ended()
+    if bound is bound.attachment.sites[-1]:
+        callers.end_attention(bound.attachment, failed=False)
     if bound.session.decide(bound.site, moment).reuse is not None:
         return output.clone()  # what is kept: the graph may write over what an operator returns
     return output.contiguous()
-
-
-@_attend_op.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import itertools
 import random
 import threading
 import weakref
@@ -53,40 +52,87 @@ def request(tiny: Any, rng: random.Random) -> dict[str, Any]:
     return {
         "prompt_embeds": torch.randn(shape, generator=noise).to(tiny.inputs["prompt_embeds"]),
         "width": rng.choice([80, 112]),
+        "num_frames": rng.choice([5, 9]),
         "num_inference_steps": rng.choice([2, 3, 4]),
     }
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("profile", [SPARSE, ONLINE], ids=["static", "online"])
-def test_threads_give_what_one_after_the_other_gives(build: Any, profile: Any, device: str) -> None:
-    """Twelve rounds of two requests at once over one transformer: same bits, same receipts."""
+@pytest.mark.parametrize(
+    ("profile", "rounds"), [(SPARSE, 20), (ONLINE, 5)], ids=["static", "online"]
+)
+def test_threads_give_what_one_after_the_other_gives(
+    build: Any, profile: Any, rounds: int, device: str
+) -> None:
+    """Rounds of two to four requests at once over one transformer, one of which may raise: same
+    bits, same receipts."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     first = build("wan").to(device)
     first.pipe.enable_sparse_attention(profile, strict=True)
-    second = sharing(first)
+    every = [first, *(sharing(first) for _ in range(3))]
     rng = random.Random(0)
-    requests = [request(first, rng) for _ in range(5)]
-    pipelines = first, second
-    known = [
-        (tiny.run(**call), receipt(tiny))
-        for call, tiny in zip(requests, itertools.cycle(pipelines), strict=False)
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(12):
-            asked = [rng.randrange(len(requests)) for _ in pipelines]
-            pair = [(tiny, requests[i]) for tiny, i in zip(pipelines, asked, strict=True)]
-            alone = [known[i] for i in asked]
-            start = threading.Barrier(2)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(rounds if device == "cpu" else 20):
+            chosen = every[: rng.randint(2, 4)]
+            asked = [request(first, rng) for _ in chosen]
+            pairs = list(zip(chosen, asked, strict=True))
+            bad = rng.choice(chosen) if len(chosen) > 2 else None
+            alone = [(tiny.run(**call), receipt(tiny)) for tiny, call in pairs]
+            start = threading.Barrier(len(chosen))
 
-            def one(tiny: Any, call: dict[str, Any], start: Any = start) -> Any:
+            def one(tiny: Any, call: dict[str, Any], start: Any = start, bad: Any = bad) -> Any:
                 start.wait()
+                if tiny is bad:
+                    with pytest.raises(RuntimeError, match="enough"):
+                        tiny.run(**call, callback_on_step_end=enough)
+                    return None
                 return tiny.run(**call), receipt(tiny)
 
-            together = list(pool.map(lambda each: one(*each), pair))
-            for (output, counts), (wanted, wanted_counts) in zip(together, alone, strict=True):
-                assert torch.equal(output, wanted) and counts == wanted_counts
+            together = list(pool.map(lambda each: one(*each), pairs))
+            for tiny, got, wanted in zip(chosen, together, alone, strict=True):
+                assert (got is None) == (tiny is bad)
+                if got is not None:
+                    assert torch.equal(got[0], wanted[0]) and got[1] == wanted[1]
+
+
+def enough(*args: Any) -> Any:
+    raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("family", ["wan_two_experts", "hunyuan_video", "ltx_video", "flux"])
+def test_threads_on_every_family(build: Any, family: str) -> None:
+    first = build(family)
+    first.pipe.enable_sparse_attention(SPARSE, strict=True)
+    every = [first, sharing(first), sharing(first)]
+    taller = {"height": first.inputs["height"] + 64}
+    changes = [{}, taller, {"num_inference_steps": first.steps + 1}]
+    pairs = zip(every, changes, strict=True)
+    alone = [(tiny.run(**change), receipt(tiny)) for tiny, change in pairs]
+    start = threading.Barrier(3)
+
+    def one(tiny: Any, change: dict[str, Any]) -> Any:
+        start.wait()
+        return tiny.run(**change), receipt(tiny)
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(one, every, changes))
+    for (output, counts), (wanted, wanted_counts) in zip(together, alone, strict=True):
+        assert torch.equal(output, wanted) and counts == wanted_counts
+
+
+def test_profiles_at_once_on_models_of_their_own(build: Any) -> None:
+    """Two enabled models in four threads: neither session sees the other's calls."""
+    pairs = []
+    for profile in (SPARSE, ONLINE):
+        tiny = build("wan")
+        tiny.pipe.enable_sparse_attention(profile, strict=True)
+        pairs += [tiny, sharing(tiny)]
+    alone = [(tiny.run(), receipt(tiny)) for tiny in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda tiny: (tiny.run(), receipt(tiny)), pairs))
+    for (output, counts), (wanted, wanted_counts) in zip(together, alone, strict=True):
+        assert torch.equal(output, wanted) and counts == wanted_counts
 
 
 def receipt(tiny: Any) -> dict[str, Any]:
@@ -124,6 +170,42 @@ def test_the_schedule_is_that_of_the_pipeline_that_runs(build: Any) -> None:
         assert report.steps == steps
         assert [row["step"] for row in report.per_step] == list(range(steps))
         assert first.pipe.sparse_attention_report().steps == 4
+
+
+@pytest.mark.parametrize("how", ["from_pipe", "replaced", "copied"])
+def test_other_schedulers_over_an_enabled_transformer(tiny: Any, how: str) -> None:
+    """Whoever runs with another scheduler is told by that one, also if the first never ran."""
+    later = parse_profile(
+        "[profile]\nbreakeven = false\n[[rule]]\ncompute = 'sliding_tile'\n"
+        "window = {tiles = [1, 1, 1]}\ntile = [2, 3, 3]\nsteps = [0.6, 1.0]\n"
+    )
+    tiny.pipe.enable_sparse_attention(later)
+    other = copy.copy(tiny)
+    scheduler = type(tiny.pipe.scheduler).from_config(tiny.pipe.scheduler.config)
+    if how == "from_pipe":
+        other.pipe = type(tiny.pipe).__mro__[1].from_pipe(tiny.pipe, scheduler=scheduler)
+    elif how == "copied":
+        other.pipe = copy.copy(tiny.pipe)
+        other.pipe.scheduler = scheduler
+    else:
+        tiny.pipe.scheduler = scheduler
+    other.pipe.set_progress_bar_config(disable=True)
+    other.run(num_inference_steps=5)
+    rows = other.pipe.sparse_attention_report().per_step
+    assert [row["step"] for row in rows] == list(range(5))
+    assert [row["sparse"] > 0 for row in rows] == [False] * 3 + [True] * 2
+
+
+def test_a_transformer_under_another_name(build: Any) -> None:
+    """Another pipeline has it as its second expert: its own schedule, and its own receipt."""
+    one, two = build("wan"), build("wan_two_experts")
+    two.pipe.transformer_2 = one.pipe.transformer
+    one.pipe.enable_sparse_attention(SPARSE)
+    one.run()
+    two.run(num_inference_steps=6)
+    mine = session_of(one.pipe).runs
+    assert mine[two.pipe].steps == 6 and mine[one.pipe].steps == 3
+    assert session_of(one.pipe) not in mine
 
 
 @pytest.mark.parametrize("ended_by", ["callback", "forward", "interrupt"])
@@ -197,6 +279,24 @@ def test_windows_of_one_branch_are_served_nothing(build: Any, scheduled: bool, o
     outputs = forwards(model, calls, [a, b, *later])
     assert all(map(torch.equal, outputs[2:], stock))
     assert session.report().kinds["self"]["reused"] == 0
+
+
+@pytest.mark.parametrize("windows", [2, 3])
+def test_windows_stay_apart_to_the_end(build: Any, windows: int) -> None:
+    """A whole loop without a scheduler: the steps of all windows, and stock's outputs."""
+    model = build("wan").pipe.transformer
+    text, parts = prompts(1)[0], torch.randn(windows, 1, 16, 5, 10, 14)
+    times = (900.0, 700.0, 500.0, 300.0)
+    calls = [(time, "cond", text) for time in times for _ in range(windows)]
+    stock = forwards(model, calls, [*parts] * 4)
+    session = dit_accel.enable(model, profile=REUSE, steps=4)
+    for _ in range(2):
+        assert all(map(torch.equal, forwards(model, calls, [*parts] * 4), stock))
+        rows = session.report().per_step
+        assert [(row["step"], row["calls"]) for row in rows[1:]] == [
+            (step, 3 * windows) for step in (1, 2, 3)
+        ]
+        assert session.report().kinds["self"]["reused"] == 0
 
 
 def test_inference_mode_sees_a_prompt_that_is_overwritten(build: Any) -> None:
@@ -325,6 +425,68 @@ def test_a_prompt_that_changes_is_computed_anew(build: Any, how: str) -> None:
     (got,) = forwards(model, [(800.0, "cond", given if how == "overwritten" else two)])
     assert torch.equal(got, wanted)
     assert session.report().kinds["self"]["reused"] == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("flux", "pooled_prompt_embeds"),
+        ("flux", "prompt_embeds"),
+        ("hunyuan_video", "pooled_prompt_embeds"),
+        ("hunyuan_video", "prompt_attention_mask"),
+        ("cogvideox", "prompt_embeds"),
+        ("ltx_video", "prompt_embeds"),
+        ("ltx_video", "prompt_attention_mask"),
+        ("wan", "prompt_embeds"),
+    ],
+)
+def test_nothing_is_served_across_conditionings(build: Any, family: str, name: str) -> None:
+    """Whatever of the prompt is overwritten between two steps, the next step serves nothing."""
+    tiny = build(family)
+    guided = {"guidance_scale": 1.0} if family in ("wan", "cogvideox", "ltx_video") else {}
+    given = tiny.inputs[name].clone()
+    hook = {"write": True}
+
+    def before(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        hook["calls"] = hook.get("calls", 0) + 1
+        if hook["write"] and hook["calls"] == 2:
+            for key in CONDITIONING[name]:
+                kwargs[key].copy_(kwargs[key].flip(-1))
+
+    handle = tiny.pipe.transformer.register_forward_pre_hook(before, with_kwargs=True)
+    tiny.pipe.enable_sparse_attention(REUSE)
+    tiny.run(**{name: given}, num_inference_steps=2, **guided)
+    reused = sum(tiny.pipe.sparse_attention_report().kinds[kind]["reused"] for kind in KINDS)
+    assert hook["calls"] == 2 and reused == 0
+    hook.update(calls=0, write=False)
+    tiny.run(num_inference_steps=2, **guided)
+    reused = sum(tiny.pipe.sparse_attention_report().kinds[kind]["reused"] for kind in KINDS)
+    assert reused == tiny.self_sites + tiny.cross_sites
+    handle.remove()
+
+
+KINDS = ("self", "cross")
+CONDITIONING = {
+    "prompt_embeds": ["encoder_hidden_states"],
+    "pooled_prompt_embeds": ["pooled_projections"],
+    "prompt_attention_mask": ["encoder_attention_mask"],
+}
+
+
+@pytest.mark.parametrize(("calls", "expected"), [(1, 3), (2, 6), (3, 9)])
+def test_unnamed_calls_of_a_number_of_steps(build: Any, calls: int, expected: int) -> None:
+    """Any number of unnamed calls a step, with a timestep for each sample, and twice."""
+    model = build("wan").pipe.transformer
+    session = dit_accel.enable(model, profile=REUSE, steps=8)
+    latents = torch.zeros(2, 16, 1, 10, 14)
+    for _ in range(2):
+        with torch.no_grad():
+            for step in range(8):
+                for text in prompts(calls):
+                    time = torch.tensor([900.0 - 100 * step] * 2)
+                    model(latents, time, text.expand(2, -1, -1), return_dict=False)
+        rows = session.report().per_step
+        assert [(row["step"], row["calls"]) for row in rows] == [(n, expected) for n in range(8)]
 
 
 def test_unnamed_calls_at_one_timestep_are_one_step(build: Any) -> None:
