@@ -19,8 +19,14 @@ from diffusers import DiffusionPipeline, ModularPipeline
 
 from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.run import Run
-from dit_accel.hosts.diffusers.attachment import Attachment
+from dit_accel.hosts.diffusers.attachment import Attachment, unwrapped
 from dit_accel.hosts.diffusers.clock import StepClock
+
+
+OUTSIDE = (
+    "not known outside of the transformer's forward: call the transformer itself, not its "
+    "forward() or a part of it"
+)
 
 
 class Caller:
@@ -41,6 +47,7 @@ class Caller:
         self._several: set[tuple[str, str, int]] = set()
         self._layouts: dict[Any, Any] = {}
         self._places: WeakSet[Attachment] = WeakSet()
+        self._outside: Run | None = None
 
     def begin(self, attachment: Attachment, owner: Any, bound: Mapping[str, Any]) -> None:
         """A forward of a transformer starts, with these arguments by name."""
@@ -60,11 +67,25 @@ class Caller:
         row = Row(branch, prompt, self._window((expert, branch, prompt)))
         layouts = attachment.adapter.layouts(attachment.model, bound, self._layouts)
         here.moment = Moment(self._run, expert, self._step, self._clock.steps, (row,), layouts)
-        attachment.session.runs[owner] = self._run
-        if owner is attachment.session:
-            owner.here.run = self._run
+        _publish(self._run, attachment, owner)
         self._places.add(attachment)
         self._run.ledger.forward_started(_device(bound))
+
+    def outside(self, attachment: Attachment, owner: Any) -> Moment:
+        """The moment of attention that is called outside of a forward that `begin` knows.
+
+        Neither step nor tokens are known. It counts in the run that goes on, else in one of its
+        own.
+        """
+        run = self._run
+        if run is None or run.over:
+            if self._outside is None or self._outside.over:
+                self._outside = Run(1, attachment.session.settings.cache_limit)
+            run = self._outside
+            _publish(run, attachment, owner)
+        steps = max(run.steps, 1)
+        layouts = {bound.site.layout: OUTSIDE for bound in attachment.sites}
+        return Moment(run, attachment.expert, max(self._step, 0), steps, (Row(""),), layouts)
 
     def end_forward(self, moment: Moment, *, failed: bool) -> None:
         """The forward that `begin` started is over; where it failed, so is the run."""
@@ -78,12 +99,13 @@ class Caller:
         """The run is over: free what it keeps."""
         if self._run is not None:
             self._run.end()
+        self._outside = None
         self._step = -1
         self._seen.clear()
         self._several.clear()
         self._layouts.clear()
         for attachment in self._places:
-            attachment.here.moment = None
+            attachment.here.moment, attachment.here.inside = None, False
         self._places.clear()
 
     def _window(self, whose: tuple[str, str, int]) -> int | None:
@@ -127,25 +149,60 @@ def running(pipe: Any, frame: FrameType) -> Iterator[None]:
 
 def begin(attachment: Attachment, bound: Mapping[str, Any]) -> None:
     """A forward of a transformer starts in this thread."""
-    owner = _calling_pipeline()
-    if owner is not None and owner in stock:
-        return
-    part = getattr(owner, attachment.expert, None)
-    if getattr(part, "_orig_mod", part) is not attachment.model:
-        owner = attachment.session
-    caller = _thread.callers.get(owner)
-    if caller is None:
-        caller = _thread.callers[owner] = Caller(*_schedule_of(owner, attachment))
-    attachment.here.caller = caller
-    caller.begin(attachment, owner, bound)
+    owner = _owner(attachment)
+    attachment.here.inside = True
+    if owner is not None:
+        attachment.here.caller = caller = _caller(owner, attachment)
+        caller.begin(attachment, owner, bound)
+        attachment.here.inside = True  # a run that has ended for this one has cleared it
 
 
 def end_forward(attachment: Attachment, *, failed: bool) -> None:
     """The forward that runs in this thread is over; failed: by an exception."""
     here = attachment.here
-    moment, here.moment = here.moment, None
+    moment, here.moment, here.inside = here.moment, None, False
     if moment is not None:
         here.caller.end_forward(moment, failed=failed)
+
+
+def moment_of(attachment: Attachment) -> Moment | None:
+    """Where a transformer stands in this thread as its attention is called; None where it is to
+    be stock."""
+    here = attachment.here
+    if here.moment is not None or here.inside:
+        return here.moment
+    owner = _owner(attachment)
+    return None if owner is None else _caller(owner, attachment).outside(attachment, owner)
+
+
+def _owner(attachment: Attachment) -> Any:
+    """Whose run a forward of a transformer belongs to: a pipeline, or the session for a loop of
+    your own; None where it is to be stock."""
+    pipe = _calling_pipeline()
+    if pipe is None:
+        return attachment.session
+    if pipe in stock:
+        return None
+    model = attachment.model
+    if getattr(pipe, attachment.expert, None) is model:
+        return pipe
+    # It may have another name there, or be in a wrapper.
+    held = (each for part in pipe.components.values() for each in unwrapped(part))
+    return pipe if any(each is model for each in held) else attachment.session
+
+
+def _caller(owner: Any, attachment: Attachment) -> Caller:
+    caller = _thread.callers.get(owner)
+    if caller is None:
+        caller = _thread.callers[owner] = Caller(*_schedule_of(owner, attachment))
+    return caller
+
+
+def _publish(run: Run, attachment: Attachment, owner: Any) -> None:
+    """Let reports find a run."""
+    attachment.session.runs[owner] = run
+    if owner is attachment.session:
+        owner.here.run = run
 
 
 def _schedule_of(

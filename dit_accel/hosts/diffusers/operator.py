@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from torch import Tensor
 
-from dit_accel.engine.attend import attend, serve
+from dit_accel.engine.attend import attend, serve, unseen
 from dit_accel.engine.call import Call
+from dit_accel.hosts.diffusers import callers
 from dit_accel.hosts.diffusers.compiled import object_of
 from dit_accel.kernels.block_sparse import Layout
 
@@ -62,7 +63,7 @@ def _attend_op(
             parallel_config=processor._parallel_config if parallel else None,
         )
 
-    moment = bound.moment
+    moment = callers.moment_of(bound.attachment)
     if moment is None:
         return dense().contiguous()
     order: Layout = "bhsd" if layout == "bhsd" else "bshd"
@@ -71,6 +72,8 @@ def _attend_op(
     def compute() -> tuple[Tensor, int]:
         return attend(call, bound.site, moment, bound.session), 1
 
+    if moment is not bound.moment:
+        return compute()[0].contiguous()  # outside of a forward
     # A site may make several calls (image keys beside text keys), told apart by their lengths.
     what = f"output of {call.lengths}"
     output = serve(bound.site, moment, bound.session, what, call.bshd(), compute, dense)
@@ -84,3 +87,18 @@ def _attend_op(
 @_attend_op.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+@torch.library.custom_op("dit_accel::unseen", mutates_args=(), tags=TAGS)
+def _unseen_op(output: Tensor, index: Tensor, token: Tensor) -> Tensor:
+    """Counts that a site's processor has run without an attention call; a copy of its output."""
+    bound: BoundSite = object_of(index)
+    moment = callers.moment_of(bound.attachment)
+    if moment is not None:
+        unseen(bound.site, moment, bound.session)
+    return output.clone()
+
+
+@_unseen_op.register_fake
+def _(output: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(output)
