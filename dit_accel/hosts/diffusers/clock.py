@@ -128,7 +128,7 @@ class StepClock:
         last, self._last = self._last, timestep
         position = _position(timestep, self._values)
         if position is not None:
-            return position - self._begin
+            return max(position - self._begin, 0) if fresh else position - self._begin
         if fresh:
             return 0
         named = caller[1] != ""
