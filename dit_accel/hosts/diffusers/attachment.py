@@ -76,6 +76,7 @@ class Attachment(Attached):
         self.adapter = adapter
         self.session = session
         self.here = Here()
+        self.places = places_of(model, adapter)
         self.sites = [
             BoundSite(site, module, self) for site, module in sites_of(model, expert, adapter)
         ]
@@ -104,6 +105,14 @@ def sites_of(model: nn.Module, expert: str, adapter: Adapter) -> list[tuple[Site
         site = Site(name, layer, layers, kind, expert, layout, adapter.masks)
         found.setdefault(id(module), (site, module))
     return list(found.values())
+
+
+def places_of(model: nn.Module, adapter: Adapter) -> list[tuple[Any, ...]]:
+    """Which module is where: by comparing them it is seen whether any was exchanged."""
+    return [
+        (name, layer, layers, id(module))
+        for name, layer, layers, _, module, _ in adapter.modules(model)
+    ]
 
 
 def unwrapped(part: Any) -> Iterator[Any]:

@@ -22,7 +22,6 @@ from dit_accel.engine.run import Run
 from dit_accel.hosts.diffusers.attachment import Attachment, unwrapped
 from dit_accel.hosts.diffusers.clock import StepClock
 
-
 OUTSIDE = (
     "not known outside of the transformer's forward: call the transformer itself, not its "
     "forward() or a part of it"

@@ -15,6 +15,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from diffusers.hooks import _helpers as diffusers_helpers
 from dit_accel.errors import DitAccelError
 from dit_accel.home import VERSION
 from dit_accel.hosts.diffusers import compiled, dispatch, operator, reach  # noqa: F401
-from dit_accel.hosts.diffusers.attachment import Attachment, BoundSite, sites_of
+from dit_accel.hosts.diffusers.attachment import Attachment, BoundSite, places_of, sites_of
 
 _BASE = "_dit_accel_base"
 _numbers = itertools.count()
@@ -47,21 +48,10 @@ def follow(attachment: Attachment) -> None:
     Raises:
         DitAccelError: one of them has no processor whose attention call we know.
     """
-    now = sites_of(attachment.model, attachment.expert, attachment.adapter)
-    held = {id(bound.module): bound for bound in attachment.sites}
-    sites = []
-    for site, module in now:
-        bound = held.get(id(module))
-        same = bound is not None and bound.site == site
-        sites.append(bound if bound is not None and same else BoundSite(site, module, attachment))
-    if len(sites) != len(held) or any(held.get(id(each.module)) is not each for each in sites):
-        for each in sites:
-            check(each)
-        kept = set(map(id, sites))
-        for bound in attachment.sites:
-            if id(bound) not in kept:
-                detach(bound)
-        attachment.sites = sites
+    places = places_of(attachment.model, attachment.adapter)
+    if places != attachment.places:
+        _move(attachment)
+        attachment.places = places
     for bound in attachment.sites:
         if not attached(bound):
             attach(bound)
@@ -69,10 +59,21 @@ def follow(attachment: Attachment) -> None:
 
 def complete(attachment: Attachment) -> bool:
     """Whether the seam hangs on the attention modules that the transformer has now."""
-    now = sites_of(attachment.model, attachment.expert, attachment.adapter)
-    return [id(module) for _, module in now] == [
-        id(bound.module) for bound in attachment.sites if attached(bound)
+    same = places_of(attachment.model, attachment.adapter) == attachment.places
+    return same and all(map(attached, attachment.sites))
+
+
+def _move(attachment: Attachment) -> None:
+    held = {(id(bound.module), bound.site): bound for bound in attachment.sites}
+    sites = [
+        held.pop((id(module), site), None) or BoundSite(site, module, attachment)
+        for site, module in sites_of(attachment.model, attachment.expert, attachment.adapter)
     ]
+    for bound in sites:
+        check(bound)
+    for bound in held.values():
+        detach(bound)
+    attachment.sites = sites
 
 
 def attach(site: BoundSite) -> None:
@@ -146,7 +147,9 @@ def rebound(cls: type) -> type:
             "dispatch_attention_fn, in a class with a __call__ method."
         )
     own = not _of_diffusers(cls)
-    call = _same_parameters(stock, _wrap(_over(stock), own))
+    # A graph cannot be made under the mode: there a user's code is led by its globals alone.
+    context = dispatch.Caught if own else nullcontext
+    call = _same_parameters(stock, _wrap(_over(stock), _over(stock, own), context))
     body = {
         "__slots__": (),
         "__call__": call,
@@ -204,13 +207,13 @@ def _same_parameters(stock: FunctionType, call: FunctionType) -> FunctionType:
     return new
 
 
-def _wrap(stock: Callable[..., Any], own: bool) -> FunctionType:
-    """A processor's code as the code of its site; own: it is not diffusers' code."""
+def _wrap(
+    stock: Callable[..., Any], traced: Callable[..., Any], context: Callable[[], Any]
+) -> FunctionType:
+    """A processor's code as the code of its site; what runs in a context, and what is compiled."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not own:
-            return stock(*args, **kwargs)
-        with dispatch.Caught():
+        with context():
             return stock(*args, **kwargs)
 
     def __call__(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -220,7 +223,7 @@ def _wrap(stock: Callable[..., Any], own: bool) -> FunctionType:
         if torch.compiler.is_compiling():
             compiled.slots.site = attn._dit_accel_number
             compiled.slots.seen = False
-            output = run(self, attn, *args, **kwargs)
+            output = traced(self, attn, *args, **kwargs)
             return output if compiled.slots.seen else _counted(output)
         return dispatch.run_site(site, lambda: run(self, attn, *args, **kwargs), args, kwargs)
 
@@ -235,14 +238,15 @@ def _counted(output: Any) -> Any:
     return (first, *others) if isinstance(output, tuple) else first
 
 
-def _over(function: FunctionType) -> FunctionType:
-    """A function with our attention calls in its globals, where those of stock are in them."""
+def _over(function: FunctionType, deep: bool = False) -> FunctionType:
+    """A function with our attention calls in its globals, where those of stock are in them; deep:
+    or are reached through torch."""
     names = function.__globals__
-    if not any(name in names and _instead(names[name]) for name in function.__code__.co_names):
+    if not any(n in names and _instead(names[n], deep) for n in function.__code__.co_names):
         return function
     new = FunctionType(
         function.__code__,
-        _shadow(function).__dict__,
+        _shadow(function, deep).__dict__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
@@ -251,23 +255,29 @@ def _over(function: FunctionType) -> FunctionType:
     return new
 
 
-def _shadow(function: FunctionType) -> ModuleType:
+def _shadow(function: FunctionType, deep: bool) -> ModuleType:
     """A registered module with the function's globals and our attention calls in them."""
-    shadow = _registered(function.__globals__["__name__"])
+    shadow = _registered(function.__globals__["__name__"] + (".deep" if deep else ""))
     # Anew for each function: the module of a processor of your own may have grown since.
     for name, value in function.__globals__.items():
         if name != "__name__":
-            shadow.__dict__[name] = _instead(value) or value
+            shadow.__dict__[name] = _instead(value, deep) or value
     return shadow
 
 
-def _instead(value: Any) -> Any:
+def _instead(value: Any, deep: bool) -> Any:
     """What stands in for diffusers' or torch's attention function or its module, else None."""
     if value is reach.DISPATCH:
         return dispatch.dispatch_attention_fn
     if value is reach.TORCH:
         return dispatch.scaled_dot_product_attention
-    return _functional() if value is F else None
+    if value is F:
+        return _functional()
+    if deep and value is torch.nn:
+        return _like("nn", torch.nn, functional=_functional())
+    if deep and value is torch:
+        return _like("torch", torch, nn=_like("nn", torch.nn, functional=_functional()))
+    return None
 
 
 def _registered(name: str) -> ModuleType:
@@ -278,12 +288,16 @@ def _registered(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-@cache
 def _functional() -> ModuleType:
-    ours = _registered("functional")
-    name = ours.__name__
-    ours.__dict__.update(F.__dict__, __name__=name)
-    ours.__dict__["scaled_dot_product_attention"] = dispatch.scaled_dot_product_attention
+    ours = dispatch.scaled_dot_product_attention
+    return _like("functional", F, scaled_dot_product_attention=ours)
+
+
+def _like(name: str, module: ModuleType, **instead: Any) -> ModuleType:
+    """A registered module with the names of another, but for some."""
+    ours = _registered(name)
+    if len(ours.__dict__) < len(module.__dict__):
+        ours.__dict__.update({**module.__dict__, "__name__": ours.__name__, **instead})
     return ours
 
 

@@ -41,7 +41,9 @@ class Outside(TorchFunctionMode):
         if function is F.scaled_dot_product_attention:
             codes = list(callers())
             refiner = any("TokenRefiner" in code.co_qualname for code in codes)
-            self.calls += not refiner and any("/transformers/" in c.co_filename for c in codes[5:])
+            self.calls += not refiner and any(
+                "/diffusers/models/transformers/" in code.co_filename for code in codes
+            )
         return function(*args, **(kwargs or {}))
 
 
