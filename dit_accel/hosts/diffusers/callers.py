@@ -183,9 +183,9 @@ def _owner(attachment: Attachment) -> Any:
     if pipe in stock:
         return None
     model = attachment.model
-    if getattr(pipe, attachment.expert, None) is model:
+    if any(each is model for each in unwrapped(getattr(pipe, attachment.expert, None))):
         return pipe
-    # It may have another name there, or be in a wrapper.
+    # It may have another name there.
     held = (each for part in pipe.components.values() for each in unwrapped(part))
     return pipe if any(each is model for each in held) else attachment.session
 

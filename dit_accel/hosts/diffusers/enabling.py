@@ -147,18 +147,17 @@ def session_of(pipe: Any) -> DiffusersSession:
 
 
 def refresh(pipe: Any) -> None:
-    """Attach what was exchanged on an enabled pipeline since: transformers, blocks, modules."""
+    """Attach what was exchanged on an enabled pipeline since: transformers, blocks, modules,
+    processors.
+
+    Raises:
+        DitAccelError: one of them is not known.
+    """
     session = _sessions.get(pipe)
     models = _modules(pipe)
     experts = {name: model for name, model in models.items() if adapter_for(model)}
-    for name, before in list(session.attachments.items()) if session is not None else ():
-        if name not in experts and name in pipe.components:
-            _detach(before)
-            if name in models:
-                raise DitAccelError(
-                    f"{name} was exchanged for a {type(models[name]).__name__}, which is not "
-                    "supported: call disable_sparse_attention() first."
-                )
+    if session is not None:
+        _leave(session, models, experts)
     for name, model in experts.items():
         found = attachment_of(model)
         if found is not None:
@@ -168,10 +167,23 @@ def refresh(pipe: Any) -> None:
             made = Attachment(model, name, session.adapter, session)
             for bound in made.sites:
                 seam.check(bound)
-            before_it = session.attachments.get(name)
-            if before_it is not None:
-                _detach(before_it)
+            if (before := session.attachments.get(name)) is not None:
+                _detach(before)
             _attach(made)
+
+
+def _leave(
+    session: DiffusersSession, models: Mapping[str, nn.Module], experts: Mapping[str, nn.Module]
+) -> None:
+    """Detach from transformers that a pipeline has no more."""
+    for name, before in list(session.attachments.items()):
+        if name not in experts:
+            _detach(before)
+        if name in models and name not in experts:
+            raise DitAccelError(
+                f"{name} was exchanged for a {type(models[name]).__name__}, which is not "
+                "supported: call disable_sparse_attention() first."
+            )
 
 
 def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:

@@ -64,15 +64,17 @@ def complete(attachment: Attachment) -> bool:
 
 
 def _move(attachment: Attachment) -> None:
+    now = sites_of(attachment.model, attachment.expert, attachment.adapter)
     held = {(id(bound.module), bound.site): bound for bound in attachment.sites}
+    keys = [(id(module), site) for site, module in now]
     sites = [
-        held.pop((id(module), site), None) or BoundSite(site, module, attachment)
-        for site, module in sites_of(attachment.model, attachment.expert, attachment.adapter)
+        held[key] if key in held else BoundSite(site, module, attachment)
+        for key, (site, module) in zip(keys, now, strict=True)
     ]
     for bound in sites:
         check(bound)
-    for bound in held.values():
-        detach(bound)
+    for key in held.keys() - set(keys):
+        detach(held[key])
     attachment.sites = sites
 
 
