@@ -137,6 +137,25 @@ def test_an_attention_module_alone_before_and_after_runs(build: Any) -> None:
     assert torch.equal(attention(x, text), stock)
 
 
+@pytest.mark.slow
+def test_compiled_parts_alone_are_counted(build: Any) -> None:
+    tiny = build("wan")
+    args, kwargs = arguments(tiny)
+    model = tiny.pipe.transformer
+    x, text = torch.randn(1, 9, 64), torch.randn(1, 5, 64)
+    with torch.no_grad():
+        part, whole = model.blocks[0].attn2(x, text), model.forward(*args, **kwargs)[0]
+        session = dit_accel.enable(model, profile=SPARSE, steps=4)
+        torch._dynamo.reset()
+        alone = torch.compile(model.blocks[0].attn2, backend="eager", fullgraph=True)
+        forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+        assert torch.allclose(alone(x, text), part, atol=1e-6)
+        assert kinds(session)[0] == 1
+        assert torch.allclose(forward(*args, **kwargs)[0], whole, atol=1e-5)
+        calls, (reason,) = kinds(session)
+        assert calls == 1 + 6 and REASON in reason
+
+
 class Hidden:
     """A processor whose attention nobody can see, though it names torch's function."""
 
