@@ -62,6 +62,7 @@ def test_a_loop_of_an_expert_leaves_the_other_one(build: Any) -> None:
 
 
 def test_a_deep_copy_is_a_stock_pipeline(tiny: Any) -> None:
+    tiny.steps = 1
     stock = tiny.run()
     tiny.pipe.enable_sparse_attention(SPARSE)
     sparse = tiny.run()
@@ -82,6 +83,7 @@ def test_a_deep_copy_is_a_stock_pipeline(tiny: Any) -> None:
 
 @pytest.mark.parametrize("how", ["copy", "from_pipe"])
 def test_a_copy_that_shares_the_transformer_has_runs_of_its_own(tiny: Any, how: str) -> None:
+    tiny.steps = 1
     tiny.pipe.enable_sparse_attention(SPARSE)
     sparse = tiny.run()
     before = calls(tiny)
