@@ -89,10 +89,23 @@ class Adapter:
             if site.blocks not in offsets:
                 continue
             for index, block in enumerate(getattr(model, site.blocks)):
-                module = getattr(block, site.attention, None)
+                module = _attention(block, site.attention)
                 if module is not None:
                     name = f"{site.blocks}.{index}.{site.attention}"
                     yield name, offsets[site.blocks] + index, total, site.kind, module, site.layout
+
+
+def _attention(block: nn.Module, name: str) -> nn.Module | None:
+    """A block's attention module of this name, in the block or in what a wrapper of it holds.
+
+    None where it is `nn.Identity`, which calls no attention; the block itself where it has none, so
+    that whoever attaches to it sees that it is unknown.
+    """
+    module = getattr(block, name, None)
+    if module is None:
+        inside = (each for path, each in block.named_modules() if path.endswith(f".{name}"))
+        module = next(inside, block)
+    return None if type(module).__name__ == "Identity" else module
 
 
 def video_grid(pipe: Any, height: int, width: int, frames: int) -> tuple[int, int, int]:

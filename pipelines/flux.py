@@ -23,11 +23,18 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
 
 
 def _read(ids: Any, text: int) -> TokenLayout | str:
-    rows = (ids[0] if ids.ndim == 3 else ids).long().cpu()
+    rows = (ids[0] if ids.ndim == 3 else ids).cpu()
     image = int((rows[:, 0] == 0).sum())
-    height, width = (int(rows[:image, axis].max()) + 1 for axis in (1, 2))
-    raster = (rows[:image, 1] * width + rows[:image, 2]).tolist() == list(range(image))
-    if height * width != image or not raster:
+    # The ids of a large grid are rounded in half precision: they tell the width by where the second
+    # row begins, and are compared with a raster that is rounded as they are.
+    below = (rows[:image, 1] != 0).nonzero()
+    width = int(below[0]) if len(below) else image
+    height = image // max(width, 1)
+    raster = height * width == image and all(
+        bool((rows[:image].view(height, width, -1)[..., axis] == rows.new_tensor(numbers)).all())
+        for axis, numbers in ((1, [[n] for n in range(height)]), (2, list(range(width))))
+    )
+    if not raster:
         return "the position ids are not one image grid in raster order"
     return TokenLayout((1, height, width), before=text, after=rows.shape[0] - image)
 

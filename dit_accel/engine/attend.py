@@ -18,14 +18,20 @@ from dit_accel.errors import StrictError
 from dit_accel.layout import TokenLayout
 
 BREAK_EVEN = "below break-even"
+UNSEEN = "its processor makes no attention call that dit_accel sees"
 PROFILE = "profile"
 
 
 def attend(call: Call, site: Site, moment: Moment, session: Session) -> Tensor:
     """The output of one attention call of a site, in the call's own layout.
 
+    Beside its self-attention a site may attend to other keys, such as those of an image prompt:
+    such a call counts as cross-attention.
+
     Raises StrictError where the session is strict and a planned compute cannot run.
     """
+    if site.kind == "self" and call.lengths[0] != call.lengths[1]:
+        site = site.cross
     turn = _Turn(call, site, moment, session, session.decide(site, moment))
     compute = turn.decision.compute
     if compute is None:
@@ -53,6 +59,16 @@ def attend(call: Call, site: Site, moment: Moment, session: Session) -> Tensor:
             )
         )
     return output
+
+
+def unseen(site: Site, moment: Moment, session: Session) -> None:
+    """Count that a site has run without a call that the host could hand over.
+
+    Raises StrictError where the session is strict and the profile plans a compute for it.
+    """
+    if session.decide(site, moment).compute is not None:
+        _refuse(session, site, UNSEEN)
+    moment.run.ledger.count(site, moment.step, "dense", reason=UNSEEN)
 
 
 def serve(
@@ -148,13 +164,16 @@ def _named(dtype: torch.dtype | None) -> str:
 
 
 def _unplanned(turn: _Turn, reason: str) -> Tensor:
-    strict = turn.session.settings.strict
+    _refuse(turn.session, turn.site, reason)
+    return _dense(turn, reason)
+
+
+def _refuse(session: Session, site: Site, reason: str) -> None:
+    strict = session.settings.strict
     if strict is True or (strict == "except-breakeven" and reason != BREAK_EVEN):
         raise StrictError(
-            f"strict: {turn.site.name} would run dense although the profile plans a pattern: "
-            f"{reason}."
+            f"strict: {site.name} would run dense although the profile plans a pattern: {reason}."
         )
-    return _dense(turn, reason)
 
 
 def _dense(turn: _Turn, reason: str) -> Tensor:

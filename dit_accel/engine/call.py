@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -50,6 +50,11 @@ class Site:
     @cached_property
     def _hash(self) -> int:
         return hash((self.name, self.kind, self.expert))
+
+    @cached_property
+    def cross(self) -> Site:
+        """The same module, for its calls whose keys are not the queries' own tokens."""
+        return replace(self, kind="cross")
 
 
 class Row(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,13 @@ class Attached:
 class Here(threading.local):
     """Where a transformer stands in this thread.
 
-    moment: of the forward that runs, or None. caller: whose forward that is. context: the CFG
-    branch that the pipeline has named, and the other arguments of `cache_context`.
+    moment: of the forward that runs, or None. inside: whether a forward runs, be it a stock one.
+    caller: whose forward that is. context: the CFG branch that the pipeline has named, and the
+    other arguments of `cache_context`.
     """
 
     moment: Moment | None = None
+    inside: bool = False
     caller: Any = None
     context: tuple[str, Mapping[str, Any]] | None = None
 
@@ -59,7 +61,7 @@ class BoundSite(Attached):
 
     @property
     def moment(self) -> Moment | None:
-        """Where its transformer stands in this thread; None outside of a forward."""
+        """Where its transformer's forward stands in this thread; None outside of one."""
         return self.attachment.here.moment
 
 
@@ -74,6 +76,7 @@ class Attachment(Attached):
         self.adapter = adapter
         self.session = session
         self.here = Here()
+        self.places = places_of(model, adapter)
         self.sites = [
             BoundSite(site, module, self) for site, module in sites_of(model, expert, adapter)
         ]
@@ -91,19 +94,33 @@ class Attachment(Attached):
         assert model is not None
         return model
 
-    @property
-    def complete(self) -> bool:
-        """Whether the sites are the transformer's attention modules of now."""
-        modules = [module for *_, module, _ in self.adapter.modules(self.model)]
-        return [id(module) for module in modules] == [id(bound.module) for bound in self.sites]
-
 
 def sites_of(model: nn.Module, expert: str, adapter: Adapter) -> list[tuple[Site, nn.Module]]:
-    """A transformer's attention modules, in the order of a forward, as rules select them."""
+    """A transformer's attention modules, in the order of a forward, as rules select them.
+
+    A module that stands at several places is the site of the first one.
+    """
+    found: dict[int, tuple[Site, nn.Module]] = {}
+    for name, layer, layers, kind, module, layout in adapter.modules(model):
+        site = Site(name, layer, layers, kind, expert, layout, adapter.masks)
+        found.setdefault(id(module), (site, module))
+    return list(found.values())
+
+
+def places_of(model: nn.Module, adapter: Adapter) -> list[tuple[Any, ...]]:
+    """Which module is where: by comparing them it is seen whether any was exchanged."""
     return [
-        (Site(name, layer, layers, kind, expert, layout, adapter.masks), module)
-        for name, layer, layers, kind, module, layout in adapter.modules(model)
+        (name, layer, layers, id(module))
+        for name, layer, layers, _, module, _ in adapter.modules(model)
     ]
+
+
+def unwrapped(part: Any) -> Iterator[Any]:
+    """A component, then what `torch.compile` or another wrapper around one module holds."""
+    while part is not None:
+        yield part
+        held = list(part.children()) if isinstance(part, nn.Module) else []
+        part = held[0] if len(held) == 1 else None
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline, ModularPipeline
 
 from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.run import Run
-from dit_accel.hosts.diffusers.attachment import Attachment
+from dit_accel.hosts.diffusers.attachment import Attachment, unwrapped
 from dit_accel.hosts.diffusers.clock import StepClock
 
 Whose = tuple[str, Row]
@@ -31,6 +31,10 @@ CONDITIONING = (
     "pooled_projections",
 )
 """Arguments of a forward that together are its prompt."""
+OUTSIDE = (
+    "not known outside of the transformer's forward: call the transformer itself, not its "
+    "forward() or a part of it"
+)
 
 
 class Caller:
@@ -57,6 +61,7 @@ class Caller:
         self._places: WeakSet[Attachment] = WeakSet()
         self._last = finalize(self, int)
         self.frame: int | None = None
+        self._outside: Run | None = None
 
     def begin(self, attachment: Attachment, owner: Any, bound: Mapping[str, Any]) -> None:
         """A forward of a transformer starts, with these arguments by name."""
@@ -84,11 +89,25 @@ class Caller:
         here.moment = Moment(
             self._run, expert, self._step, self._clock.steps, (row,), layouts, recurs
         )
-        attachment.session.runs[owner] = self._run
-        if owner is attachment.session:
-            owner.here.run = self._run
+        _publish(self._run, attachment, owner)
         self._places.add(attachment)
         self._run.ledger.forward_started(_device(bound))
+
+    def outside(self, attachment: Attachment, owner: Any) -> Moment:
+        """The moment of attention that is called outside of a forward that `begin` knows.
+
+        Neither step nor tokens are known. It counts in the run that goes on, else in one of its
+        own.
+        """
+        run = self._run
+        if run is None or run.over:
+            if self._outside is None or self._outside.over:
+                self._outside = Run(1, attachment.session.settings.cache_limit)
+            run = self._outside
+            _publish(run, attachment, owner)
+        steps = max(run.steps, 1)
+        layouts = {bound.site.layout: OUTSIDE for bound in attachment.sites}
+        return Moment(run, attachment.expert, max(self._step, 0), steps, (Row(""),), layouts)
 
     def end_forward(self, moment: Moment, *, failed: bool) -> None:
         """The forward that `begin` started is over; where it failed, so is the run."""
@@ -105,13 +124,14 @@ class Caller:
         """The run is over: free what it keeps."""
         if self._run is not None:
             self._run.end()
+        self._outside = None
         self._step = -1
         self._seen.clear()
         self._before.clear()
         self._several.clear()
         self._layouts.clear()
         for attachment in self._places:
-            attachment.here.moment = None
+            attachment.here.moment, attachment.here.inside = None, False
         self._places.clear()
 
     def _recurs(self, whose: Whose) -> bool:
@@ -154,29 +174,27 @@ def running(pipe: Any, frame: FrameType) -> Iterator[None]:
 
 def begin(attachment: Attachment, bound: Mapping[str, Any]) -> None:
     """A forward of a transformer starts in this thread."""
-    owner, frame, stack = _calling_pipeline()
+    pipe, frame, stack = _calling_pipeline()
     for whose, other in list(_thread.callers.items()):
         # Another frame may lie where one was that is over.
-        over = other.frame not in stack or (other.frame == frame and whose is not owner)
+        over = other.frame not in stack or (other.frame == frame and whose is not pipe)
         if other.frame is not None and over:
             other.end()
             other.frame = None
-    if owner is not None and owner in stock:
+    owner = _owner(attachment, pipe)
+    attachment.here.inside = True
+    if owner is None:
         return
-    if owner is None or not _has(owner, attachment):
-        owner, frame = attachment.session, None
-    caller = _thread.callers.get(owner)
-    if caller is None:
-        caller = _thread.callers[owner] = Caller(*_schedule_of(owner, attachment))
-    caller.frame = frame
-    attachment.here.caller = caller
+    attachment.here.caller = caller = _caller(owner, attachment)
+    caller.frame = frame if owner is pipe else None
     caller.begin(attachment, owner, bound)
+    attachment.here.inside = True  # a run that has ended for this one has cleared it
 
 
 def end_forward(attachment: Attachment, *, failed: bool) -> None:
     """The forward that runs in this thread is over; failed: by an exception."""
     here = attachment.here
-    moment, here.moment = here.moment, None
+    moment, here.moment, here.inside = here.moment, None, False
     if moment is not None:
         here.caller.end_forward(moment, failed=failed)
 
@@ -191,6 +209,45 @@ def end_attention(attachment: Attachment, *, failed: bool) -> None:
         here.caller.end_forward(here.moment, failed=failed)
 
 
+def moment_of(attachment: Attachment) -> Moment | None:
+    """Where a transformer stands in this thread as its attention is called; None where it is to
+    be stock."""
+    here = attachment.here
+    if here.moment is not None or here.inside:
+        return here.moment
+    owner = _owner(attachment, _calling_pipeline()[0])
+    return None if owner is None else _caller(owner, attachment).outside(attachment, owner)
+
+
+def _owner(attachment: Attachment, pipe: Any) -> Any:
+    """Whose run a forward of a transformer belongs to: the pipeline whose call has led here, or the
+    session for a loop of your own; None where it is to be stock."""
+    if pipe is None:
+        return attachment.session
+    if pipe in stock:
+        return None
+    model = attachment.model
+    if any(each is model for each in unwrapped(getattr(pipe, attachment.expert, None))):
+        return pipe
+    # It may have another name there.
+    held = (each for part in pipe.components.values() for each in unwrapped(part))
+    return pipe if any(each is model for each in held) else attachment.session
+
+
+def _caller(owner: Any, attachment: Attachment) -> Caller:
+    caller = _thread.callers.get(owner)
+    if caller is None:
+        caller = _thread.callers[owner] = Caller(*_schedule_of(owner, attachment))
+    return caller
+
+
+def _publish(run: Run, attachment: Attachment, owner: Any) -> None:
+    """Let reports find a run."""
+    attachment.session.runs[owner] = run
+    if owner is attachment.session:
+        owner.here.run = run
+
+
 def _schedule_of(
     owner: Any, attachment: Attachment
 ) -> tuple[Callable[[], Sequence[Any]], int | None]:
@@ -199,16 +256,6 @@ def _schedule_of(
         return owner.schedulers, owner.settings.steps
     pipe = ref(owner)
     return (lambda: [getattr(pipe(), "scheduler", None)]), None
-
-
-def _has(pipe: Any, attachment: Attachment) -> bool:
-    """Whether a transformer is a component of a pipeline, compiled or not, under any name."""
-
-    def same(part: Any) -> bool:
-        return getattr(part, "_orig_mod", part) is attachment.model
-
-    # The list of all components takes long to make.
-    return same(getattr(pipe, attachment.expert, None)) or any(map(same, pipe.components.values()))
 
 
 def _calling_pipeline() -> tuple[Any, int | None, set[int]]:

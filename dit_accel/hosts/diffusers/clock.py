@@ -54,17 +54,15 @@ class StepClock:
         certain = fresh
         if fresh:
             self._begin_run(scheduler, timesteps, timestep)
-        total = context.get("num_inference_steps") or self._fixed
-        total = total or len(self._values) - self._begin
-        if total <= 0:
-            raise DitAccelError(
-                "the number of denoising steps is not known: pass scheduler= or steps= to "
-                "dit_accel.enable, so that a profile's step ranges have a meaning."
-            )
+        total = self._total(context)
         step, value = self._known(scheduler, context, timestep), None
         if step is None:
             value = _largest(timestep)  # waits for the device
             step = self._counted(value, caller, fresh, total)
+        if step < 0 or step < self.step == self.steps - 1:
+            # Another run over the same timesteps, which may begin elsewhere.
+            self._begin += step if context.get("step_index") is None else 0
+            step, total, fresh = 0, self._total(context), True
         fresh = fresh or step < self.step
         repeats = value is not None and value == self._was and not self._values
         rising = value is None or self._was is None or value > self._was
@@ -101,10 +99,23 @@ class StepClock:
 
     def _begin_run(self, scheduler: Any, timesteps: Any, timestep: Any) -> None:
         self._timesteps, self._values = timesteps, _values(scheduler)
-        self._begin = getattr(scheduler, "begin_index", None) or 0
-        if not hasattr(scheduler, "begin_index"):
+        begin = getattr(scheduler, "begin_index", None)
+        if begin is None and getattr(scheduler, "step_index", None) is None:
             # A run that starts from a noised input uses the tail of the timesteps.
-            self._begin = _position(_largest(timestep), self._values) or 0
+            begin = _place_in(timesteps, timestep)
+            if begin is None:
+                begin = _first_position(timestep, self._values)
+        self._begin = begin or 0
+
+    def _total(self, context: Mapping[str, Any]) -> int:
+        total = context.get("num_inference_steps") or self._fixed
+        total = int(total or len(self._values) - self._begin)
+        if total <= 0:
+            raise DitAccelError(
+                "the number of denoising steps is not known: pass scheduler= or steps= to "
+                "dit_accel.enable, so that a profile's step ranges have a meaning."
+            )
+        return total
 
     def _known(self, scheduler: Any, context: Mapping[str, Any], timestep: Any) -> int | None:
         """The step, where it can be told without waiting for the device."""
@@ -113,7 +124,7 @@ class StepClock:
         index = getattr(scheduler, "step_index", None)
         if index is None:
             index = _place_in(self._timesteps, timestep)
-        return None if index is None else max(int(index) - self._begin, 0)
+        return None if index is None else int(index) - self._begin
 
     def _counted(
         self, timestep: float | None, caller: tuple[str, str], fresh: bool, total: int
@@ -121,7 +132,7 @@ class StepClock:
         last, self._last = self._last, timestep
         position = _position(timestep, self._values)
         if position is not None:
-            return max(position - self._begin, 0)
+            return max(position - self._begin, 0) if fresh else position - self._begin
         if fresh:
             return 0
         named = caller[1] != ""
@@ -138,14 +149,28 @@ def _values(scheduler: Any) -> list[float]:
     return [] if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).tolist()]
 
 
-def _position(timestep: float | None, values: Sequence[float]) -> int | None:
+def _position(
+    timestep: float | None, values: Sequence[float], tolerance: float = 1e-4
+) -> int | None:
     """Index of a timestep, given as the scheduler counts it or as a fraction of 1000."""
     if timestep is None:
         return None
     for scale in (1.0, 1e3):
         for index, value in enumerate(values):
-            if abs(timestep * scale - value) <= 1e-4 * max(1.0, abs(value)):
+            if abs(timestep * scale - value) <= tolerance * max(1.0, abs(value)):
                 return index
+    return None
+
+
+def _first_position(timestep: Any, values: Sequence[float]) -> int | None:
+    """Index of the timestep that a run begins with; of two equal ones the second, as diffusers'
+    schedulers take it. In half precision it may be as coarse as that type."""
+    value = _largest(timestep)
+    index = _position(value, values)
+    if index is not None:
+        return index + (values[index + 1 : index + 2] == [values[index]])
+    if isinstance(timestep, torch.Tensor) and timestep.is_floating_point():
+        return _position(value, values, torch.finfo(timestep.dtype).eps)
     return None
 
 

@@ -23,11 +23,12 @@ class Beginner(Protocol):
 
 
 class Slots:
-    """What the traced code around an attention call leaves for it."""
+    """What the traced code around an attention call leaves for it, and whether there was one."""
 
     def __init__(self) -> None:
         self.site = torch.tensor(-1)
         self.token = torch.zeros(())
+        self.seen = False
 
 
 slots = Slots()
@@ -54,7 +55,11 @@ def begin(index: torch.Tensor, arguments: list[tuple[str, Any]]) -> None:
     inspect signatures.
     """
     tensors = [(name, value) for name, value in arguments if isinstance(value, torch.Tensor)]
-    sizes = [(name, value) for name, value in arguments if isinstance(value, int)]
+    sizes = [
+        (name, value)
+        for name, value in arguments
+        if isinstance(value, int) and not isinstance(value, bool)  # which is an int to Python
+    ]
     slots.token = torch.ops.dit_accel.begin(
         index,
         [value for _, value in tensors],

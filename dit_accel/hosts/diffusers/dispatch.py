@@ -1,7 +1,8 @@
 """What stands in for diffusers' and torch's attention functions inside rebound processors.
 
 An eager call goes to the engine with the site of the processor that makes it; a compiled one
-through the operator in `operator`.
+through the operator in `operator`. A processor that runs and makes no call that comes here is
+counted for that: no site's attention is uncounted.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from dit_accel.engine.attend import attend, serve
-from dit_accel.engine.call import Call, autocast_of
+from dit_accel.engine.attend import attend, serve, unseen
+from dit_accel.engine.call import Call, Moment, autocast_of
+from dit_accel.hosts.diffusers import callers, reach
 from dit_accel.hosts.diffusers.compiled import slots
 
 if TYPE_CHECKING:
@@ -24,10 +27,25 @@ if TYPE_CHECKING:
 
 
 class _Current(threading.local):
-    """The site whose processor runs in this thread, and how many calls it has made."""
+    """The site whose processor runs in this thread, when, and how many calls it has made."""
 
     bound: BoundSite | None = None
+    moment: Moment | None = None
     calls: int = 0
+
+
+class Caught(TorchFunctionMode):
+    """Leads torch's attention function here, by whatever name or import code comes to it.
+
+    It sees every torch function, which takes time: diffusers' own processors do without.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is reach.TORCH:
+            return scaled_dot_product_attention(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
 
 _current = _Current()
@@ -40,16 +58,21 @@ def run_site(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a site's processor, or serve what it returned before where the policy reuses it."""
-    moment = bound.moment
+    moment = callers.moment_of(bound.attachment)
     if moment is None:
         return stock()
 
     def compute() -> tuple[Any, int]:
-        return _inside(bound, stock)
+        output, calls = _inside(bound, moment, stock)
+        if calls == 0:
+            unseen(bound.site, moment, bound.session)
+        return output, max(calls, 1)
 
     def dense() -> Any:
-        return _inside(None, stock)[0]
+        return _inside(None, None, stock)[0]
 
+    if moment is not bound.moment:
+        return compute()[0]  # outside of a forward nothing is known that could be served
     inputs = (*args, *kwargs.values())
     return serve(bound.site, moment, bound.session, "output", inputs, compute, dense)
 
@@ -71,6 +94,7 @@ def dispatch_attention_fn(
     """Stands in for diffusers' function of that name: q, k, v are BSHD."""
     parallel = parallel_config is not None
     if torch.compiler.is_compiling():
+        slots.seen = True
         return torch.ops.dit_accel.attend(
             query, key, value, attn_mask, slots.site, slots.token, dropout_p, is_causal, scale,
             enable_gqa, parallel, "bshd", autocast_of(query),
@@ -108,6 +132,7 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Stands in for torch's function of that name: q, k, v are BHSD."""
     if torch.compiler.is_compiling():
+        slots.seen = True
         return torch.ops.dit_accel.attend(
             query, key, value, attn_mask, slots.site, slots.token, dropout_p, is_causal, scale,
             enable_gqa, False, "bhsd", autocast_of(query),
@@ -123,20 +148,25 @@ def scaled_dot_product_attention(
     )
 
 
-def _inside(bound: BoundSite | None, stock: Callable[[], Any]) -> tuple[Any, int]:
+def _inside(
+    bound: BoundSite | None, moment: Moment | None, stock: Callable[[], Any]
+) -> tuple[Any, int]:
     """The processor's output, and how many attention calls it made; without a site, stock ones."""
-    outer = _current.bound, _current.calls
-    _current.bound, _current.calls = bound, 0
+    outer = _current.bound, _current.moment, _current.calls
+    _current.bound, _current.moment, _current.calls = bound, moment, 0
     try:
         return stock(), _current.calls
     finally:
-        _current.bound, _current.calls = outer
+        _current.bound, _current.moment, _current.calls = outer
 
 
 def _attend(call: Call) -> Tensor:
-    bound = _current.bound
-    moment = None if bound is None else bound.moment
+    bound, moment = _current.bound, _current.moment
     if bound is None or moment is None:
         return call.dense()
     _current.calls += 1
-    return attend(call, bound.site, moment, bound.session)
+    _current.bound = None  # what computes this call makes none of its own
+    try:
+        return attend(call, bound.site, moment, bound.session)
+    finally:
+        _current.bound = bound

@@ -19,7 +19,13 @@ from dit_accel.engine.run import Run
 from dit_accel.engine.session import Settings
 from dit_accel.errors import DitAccelError, nearest, unknown
 from dit_accel.hosts.diffusers import callers, pipeline, seam
-from dit_accel.hosts.diffusers.attachment import KEY, Attachment, attachment_of, sites_of
+from dit_accel.hosts.diffusers.attachment import (
+    KEY,
+    Attachment,
+    attachment_of,
+    sites_of,
+    unwrapped,
+)
 from dit_accel.hosts.diffusers.hooks import RootHook
 from dit_accel.hosts.diffusers.session import DiffusersSession
 from dit_accel.kernels.backends import BACKENDS
@@ -59,6 +65,11 @@ def enable(
     """
     experts = {"transformer": transformer} if isinstance(transformer, nn.Module) else transformer
     if isinstance(experts, Mapping):
+        absent = [name for name, model in experts.items() if not isinstance(model, nn.Module)]
+        if absent:
+            raise DitAccelError(
+                f"{absent[0]}: expected a module, got {type(experts[absent[0]]).__name__}."
+            )
         experts = {name: _stock(model) for name, model in experts.items()}
     if not isinstance(experts, Mapping) or not experts:
         raise DitAccelError(
@@ -136,18 +147,43 @@ def session_of(pipe: Any) -> DiffusersSession:
 
 
 def refresh(pipe: Any) -> None:
-    """Attach what was exchanged on an enabled pipeline since: transformers, blocks, modules."""
+    """Attach what was exchanged on an enabled pipeline since: transformers, blocks, modules,
+    processors.
+
+    Raises:
+        DitAccelError: one of them is not known.
+    """
     session = _sessions.get(pipe)
-    for name, model in _modules(pipe).items():
+    models = _modules(pipe)
+    experts = {name: model for name, model in models.items() if adapter_for(model)}
+    if session is not None:
+        _leave(session, models, experts)
+    for name, model in experts.items():
         found = attachment_of(model)
-        if found is not None and not found.complete:
-            _detach(found)
-            _attach(Attachment(model, name, found.adapter, found.session))
-        elif found is None and session is not None and session.adapter is adapter_for(model):
-            before = session.attachments.get(name)
-            if before is not None:
+        if found is not None:
+            seam.follow(found)
+        elif session is not None:
+            _adapter({name: model}, session.adapter)
+            made = Attachment(model, name, session.adapter, session)
+            for bound in made.sites:
+                seam.check(bound)
+            if (before := session.attachments.get(name)) is not None:
                 _detach(before)
-            _attach(Attachment(model, name, session.adapter, session))
+            _attach(made)
+
+
+def _leave(
+    session: DiffusersSession, models: Mapping[str, nn.Module], experts: Mapping[str, nn.Module]
+) -> None:
+    """Detach from transformers that a pipeline has no more."""
+    for name, before in list(session.attachments.items()):
+        if name not in experts:
+            _detach(before)
+        if name in models and name not in experts:
+            raise DitAccelError(
+                f"{name} was exchanged for a {type(models[name]).__name__}, which is not "
+                "supported: call disable_sparse_attention() first."
+            )
 
 
 def warmup(pipe: Any, height: int, width: int, num_frames: int) -> None:
@@ -180,7 +216,7 @@ def _attach(attachment: Attachment) -> None:
         _detach(before)
     for bound in attachment.sites:
         seam.attach(bound)
-    attachment.hooks = [RootHook(attachment, _reattach)]
+    attachment.hooks = [RootHook(attachment, seam.follow, seam.complete)]
     attachment.session.attachments[attachment.expert] = attachment
     setattr(model, KEY, attachment)
 
@@ -211,20 +247,13 @@ def _end(session: DiffusersSession) -> None:
         pipeline.unmark(pipe)
 
 
-def _reattach(attachment: Attachment) -> None:
-    """Rebind processors that were swapped since, as fusing projections does."""
-    for bound in attachment.sites:
-        if not seam.attached(bound):
-            seam.attach(bound)
-
-
 def _stock(model: Any) -> Any:
-    """A model as it was before `torch.compile(model)` wrapped it."""
-    return getattr(model, "_orig_mod", model)
+    """A model as it was before `torch.compile(model)` or another wrapper held it."""
+    return next((each for each in unwrapped(model) if adapter_for(each)), model)
 
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's models by name, each as it was before `torch.compile(module)` wrapped it."""
+    """The pipeline's models by name, each as it was before a wrapper held it."""
     models = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
     return {name: _stock(model) for name, model in models.items()}
 
@@ -232,6 +261,15 @@ def _modules(pipe: Any) -> dict[str, nn.Module]:
 def _experts(pipe: Any) -> dict[str, nn.Module]:
     found = {name: model for name, model in _modules(pipe).items() if adapter_for(model)}
     if not found:
+        absent = [
+            n for n, m in pipe.components.items() if n.startswith("transformer") and m is None
+        ]
+        if absent:
+            raise DitAccelError(
+                f"this {type(pipe).__name__} has no model to make sparse: "
+                f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} None. Load the "
+                "transformer first, or enable sparse attention on a pipeline that has one."
+            )
         names = [name for adapter in ADAPTERS for name in adapter.pipelines]
         close = nearest(type(pipe).__name__, names)
         hint = f" The nearest is {close}." if close else ""
@@ -242,8 +280,11 @@ def _experts(pipe: Any) -> dict[str, nn.Module]:
     return found
 
 
-def _adapter(experts: Mapping[str, nn.Module]) -> Adapter:
+def _adapter(experts: Mapping[str, nn.Module], enabled: Adapter | None = None) -> Adapter:
+    """The family of the models, which is that of what is enabled beside them."""
     adapters = {name: adapter_for(model) for name, model in experts.items()}
+    if enabled is not None:
+        adapters = {"": enabled, **adapters}
     for name, adapter in adapters.items():
         if adapter is None:
             known = ", ".join(t for a in ADAPTERS for t in a.transformers)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_accel.errors import DitAccelError
 from dit_accel.hosts.diffusers import callers, compiled
 from dit_accel.hosts.diffusers.attachment import Attached, Attachment, Here
 
@@ -22,14 +23,21 @@ class RootHook(Attached):
     accelerate's and diffusers' replacing of `forward`.
 
     Args:
-        refresh: called before each eager forward; processors may have been swapped.
+        refresh: called before each eager forward; modules and processors may have been exchanged.
+        complete: asked before a compiled one, whose graph is made already.
     """
 
-    def __init__(self, attachment: Attachment, refresh: Callable[[Attachment], None]) -> None:
+    def __init__(
+        self,
+        attachment: Attachment,
+        refresh: Callable[[Attachment], None],
+        complete: Callable[[Attachment], bool],
+    ) -> None:
         model = attachment.model
         self._names = [n for n in inspect.signature(type(model).forward).parameters if n != "self"]
         self._attachment = attachment
         self._refresh = refresh
+        self._complete = complete
         self._number = compiled.number(self)
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -46,7 +54,12 @@ class RootHook(Attached):
         return super().__reduce__() if self._names else (_silent, ())
 
     def begin(self, bound: Mapping[str, Any]) -> None:
-        """Start a forward of the hook's transformer with these arguments."""
+        """Start a compiled forward of the hook's transformer with these arguments."""
+        if not self._complete(self._attachment):
+            raise DitAccelError(
+                "attention modules or processors were exchanged in a compiled transformer: enable "
+                "sparse attention again, so that the next graph has them."
+            )
         callers.begin(self._attachment, bound)
 
     def remove(self) -> None:
@@ -65,7 +78,7 @@ class RootHook(Attached):
             compiled.begin(self._number, arguments)
             return
         self._refresh(self._attachment)
-        self.begin(dict(arguments))
+        callers.begin(self._attachment, dict(arguments))
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
         if self._names and not torch.compiler.is_compiling():

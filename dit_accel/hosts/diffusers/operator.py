@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from torch import Tensor
 
-from dit_accel.engine.attend import attend, serve
+from dit_accel.engine.attend import attend, serve, unseen
 from dit_accel.engine.call import Call
 from dit_accel.hosts.diffusers import callers
 from dit_accel.hosts.diffusers.compiled import object_of
@@ -111,7 +111,7 @@ def _attend(
             parallel_config=processor._parallel_config if parallel else None,
         )
 
-    moment = bound.moment
+    moment = callers.moment_of(bound.attachment)
     if moment is None:
         return dense().contiguous()
     order: Layout = "bhsd" if layout == "bhsd" else "bshd"
@@ -120,6 +120,8 @@ def _attend(
     def compute() -> tuple[Tensor, int]:
         return attend(call, bound.site, moment, bound.session), 1
 
+    if moment is not bound.moment:
+        return compute()[0].contiguous()  # outside of a forward
     # A site may make several calls (image keys beside text keys), told apart by their lengths.
     what = f"output of {call.lengths}"
     output = serve(bound.site, moment, bound.session, what, call.bshd(), compute, dense)
@@ -128,3 +130,18 @@ def _attend(
     if bound.session.decide(bound.site, moment).reuse is not None:
         return output.clone()  # what is kept: the graph may write over what an operator returns
     return output.contiguous()
+
+
+@torch.library.custom_op("dit_accel::unseen", mutates_args=(), tags=TAGS)
+def _unseen_op(output: Tensor, index: Tensor, token: Tensor) -> Tensor:
+    """Counts that a site's processor has run without an attention call; a copy of its output."""
+    bound: BoundSite = object_of(index)
+    moment = callers.moment_of(bound.attachment)
+    if moment is not None:
+        unseen(bound.site, moment, bound.session)
+    return output.clone()
+
+
+@_unseen_op.register_fake
+def _(output: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(output)
