@@ -55,7 +55,11 @@ class Pattern(Compute):
     """A static rule: its plan depends on the layout alone."""
 
     def tiling(self, layout: TokenLayout, kind: LayoutKind) -> Tiling:
-        """How the grid is cut for this pattern and kind of backend."""
+        """How the grid is cut for this pattern and kind of backend.
+
+        Raises DitAccelError where no plan can be made for the layout.
+        """
+        layout.check()
         return self.choose(layout.grid, kind, layout.before + layout.after)
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from dit_accel.errors import DitAccelError, shown
 from dit_accel.kernels.compute import from_table, make, param
 from dit_accel.kernels.geometry.blocks import Member
+from dit_accel.kernels.geometry.limits import affordable
 from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
 from dit_accel.kernels.patterns.base import PATTERNS, Pattern
@@ -106,6 +107,7 @@ class PerHead(Pattern):
         """See Pattern. Raises DitAccelError without `heads`, or for heads that do not exist."""
         if heads is None:
             raise DitAccelError("heads: expected the number of query heads for a plan per head.")
+        layout.check()
         used, follows = self.assigned(heads)
         parts = [(pattern, follows.count(i)) for i, pattern in enumerate(used)]
         tiling = _shared_tiling(parts, layout.grid, kind, layout.before + layout.after)
@@ -167,6 +169,7 @@ def _shared_tiling(
     layout = TokenLayout(grid, others)
     tilings = [part.tiling(layout, kind) for part, _ in parts]
     own = list(dict.fromkeys(replace(tiling, dilation=(1, 1, 1)) for tiling in tilings))
+    own = [tiling for tiling in own if affordable(tiling)] or own
     if len(own) > 1:
         own += [_usual(grid, tile, kind) for tile in USUAL_TILES]
     return cheapest(
