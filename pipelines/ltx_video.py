@@ -26,6 +26,7 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
 
 
 LTX_VIDEO = Adapter(
+    branches=("cond_uncond",),
     family="ltx_video",
     transformers=("LTXVideoTransformer3DModel",),
     pipelines=("LTXPipeline", "LTXImageToVideoPipeline"),

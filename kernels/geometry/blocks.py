@@ -93,7 +93,7 @@ def build_plan(
     Key blocks where nothing is valid leave the lists. Raises DitAccelError where partial blocks
     would need more than MAX_RULES token rules, or not the same ones for all heads.
     """
-    rules = _token_rules(unions)
+    rules = token_rules(unions)
     blocks = blocks_of(layout, tiling, device)
     made = [_lists(geometry(tiling), union, blocks) for union in unions]
     visits = made[0] if heads is None else _by_head(made, heads)
@@ -143,7 +143,7 @@ def _token_mask(layout: TokenLayout, rules: Sequence[Rule], device: torch.device
     return TokenMask(name, params, coords, coords, *others)
 
 
-def _token_rules(unions: Sequence[Union]) -> tuple[Rule, ...]:
+def token_rules(unions: Sequence[Union]) -> tuple[Rule, ...]:
     """The token rules of partial blocks: those of every union that has any."""
     found = [tuple(dict.fromkeys(m.rule for m in union if m.rule is not None)) for union in unions]
     masked = [rules for rules in found if rules]

@@ -101,9 +101,17 @@ class Attachment(Attached):
 def sites_of(model: nn.Module, expert: str, adapter: Adapter) -> list[tuple[Site, nn.Module]]:
     """A transformer's attention modules, in the order of a forward, as rules select them."""
     return [
-        (Site(name, layer, layers, kind, expert, layout, adapter.masks), module)
+        (
+            Site(name, layer, layers, kind, expert, layout, adapter.masks, _heads(module)),
+            module,
+        )
         for name, layer, layers, kind, module, layout in adapter.modules(model)
     ]
+
+
+def _heads(module: nn.Module) -> int:
+    heads = getattr(module, "heads", 0)
+    return heads if isinstance(heads, int) else 0
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -21,6 +21,8 @@ from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.run import Run
 from dit_accel.hosts.diffusers.attachment import Attachment
 from dit_accel.hosts.diffusers.clock import StepClock
+from dit_accel.kernels.patterns.base import kind_for
+from dit_accel.layout import TokenLayout
 
 
 class Caller:
@@ -59,6 +61,9 @@ class Caller:
         prompt = self._run.prompts.number(bound.get("encoder_hidden_states"), self._step)
         row = Row(branch, prompt, self._window((expert, branch, prompt)))
         layouts = attachment.adapter.layouts(attachment.model, bound, self._layouts)
+        for layout in layouts.values():
+            if isinstance(layout, TokenLayout):
+                attachment.session.policy.admit(layout, kind_for(_device(bound)))
         here.moment = Moment(self._run, expert, self._step, self._clock.steps, (row,), layouts)
         attachment.session.runs[owner] = self._run
         if owner is attachment.session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,6 +41,7 @@ def enable(
     backend: str | None = None,
     cache_limit: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    branches: Sequence[str] | None = None,
 ) -> DiffusersSession:
     """Enable sparse attention on a transformer that your own loop drives.
 
@@ -50,6 +51,7 @@ def enable(
             read; or a function that returns the schedulers that may drive it.
         profile: as for `pipe.enable_sparse_attention`.
         steps: number of denoising steps, where there is no scheduler.
+        branches: the CFG branches that the loop will name; rules for others are then refused.
 
     Returns:
         What was attached; its `report()` tells what the last run did.
@@ -72,7 +74,7 @@ def enable(
         chosen = with_overrides(chosen, overrides)
     found = [site for n, model in experts.items() for site, _ in sites_of(model, n, adapter)]
     session = DiffusersSession(
-        Policy(chosen, found),
+        Policy(chosen, found, branches),
         Settings(strict, backend, steps, cache_limit),
         adapter=adapter,
         model=type(next(iter(experts.values()))).__name__,
@@ -102,7 +104,9 @@ def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) ->
         return [getattr(owner(), "scheduler", None)]
 
     before = _sessions.get(pipe)
-    session = enable(_experts(pipe), schedulers, profile, **options)
+    experts = _experts(pipe)
+    options["branches"] = _adapter(experts).branches
+    session = enable(experts, schedulers, profile, **options)
     if before is not None:
         _end(before)
     _sessions[pipe] = session
