@@ -80,6 +80,14 @@ class Policy:
             self._decisions[key] = made
         return made
 
+    def reuses(self, site: Site) -> bool:
+        """Whether the site keeps its output in some step and branch."""
+        return any(
+            _resolve(self.profile.rules, site, branch, rule.steps[0]).reuse is not None
+            for rule in self.profile.rules
+            for branch in ("any", "cond", "uncond")
+        )
+
     def admit(self, layout: TokenLayout, kind: LayoutKind) -> None:
         """DitAccelError where a compute cannot run on calls of this size, before any of them runs.
 

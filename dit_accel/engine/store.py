@@ -3,6 +3,9 @@
 A store belongs to one denoising run of one caller. Its slots are keyed by expert, site, what is
 kept, and rows (branch, prompt, order), so that nothing computed for one of them is ever served to
 another.
+
+Where the limit is reached, those outputs stay that save most for each byte (`Kept.worth`); among
+equals, those that were kept first.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Kept:
     value: a tensor, or tuples of tensors, where `place` says.
     step: the step that computed it. calls: how many attention calls that took.
     signature: what tells apart inputs that it cannot be served across (shapes, types, devices).
-    served: how often it was served since.
+    served: how often it was served since. worth: what keeping it saves for each byte, to compare.
     """
 
     value: Any
@@ -35,6 +38,7 @@ class Kept:
     served: int = 0
     place: Place = "gpu"
     device: torch.device | None = None
+    worth: float = 0.0
 
     def fetched(self) -> Any:
         """The value on the device that it came from; the host waits for nothing."""
@@ -79,7 +83,7 @@ class Store:
         slot = site, what, rows
         self._drop(slot)
         size = _size(kept.value)
-        if self.limit is not None and self._bytes + size > self.limit:
+        if not self._make_room(size, kept.worth):
             self.refused += 1
             return False
         if place == "cpu":
@@ -97,6 +101,32 @@ class Store:
             site, _, whose = slot
             if expert in (None, site.expert) and rows in (None, whose):
                 self._drop(slot)
+
+    def restrict(self, limit: int | None) -> None:
+        """Another limit from now on; what saves least goes first until the rest fits."""
+        self.limit = limit
+        if limit is not None and self._bytes > limit:
+            for slot in sorted(self._kept, key=lambda slot: self._kept[slot].worth):
+                if self._bytes <= limit:
+                    break
+                self._drop(slot)
+
+    def _make_room(self, size: int, worth: float) -> bool:
+        """Whether it fits, after what is worth less has gone as far as that helps."""
+        if self.limit is None or self._bytes + size <= self.limit:
+            return True
+        less = sorted(
+            (slot for slot, kept in self._kept.items() if kept.worth < worth),
+            key=lambda slot: self._kept[slot].worth,
+        )
+        free = self.limit - self._bytes + sum(_size(self._kept[slot].value) for slot in less)
+        if free < size:
+            return False
+        for slot in less:
+            if self._bytes + size <= self.limit:
+                break
+            self._drop(slot)
+        return True
 
     def _drop(self, slot: Slot) -> None:
         if (old := self._kept.pop(slot, None)) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -43,6 +44,8 @@ class Caller:
         self._several: set[tuple[str, str, int]] = set()
         self._layouts: dict[Any, Any] = {}
         self._places: WeakSet[Attachment] = WeakSet()
+        self._size: tuple[Any, Any, torch.device] | None = None
+        self._known: Any = None
 
     def begin(self, attachment: Attachment, owner: Any, bound: Mapping[str, Any]) -> None:
         """A forward of a transformer starts, with these arguments by name."""
@@ -51,7 +54,7 @@ class Caller:
         fresh = self._clock.tick(bound.get("timestep"), (expert, branch), fields)
         if fresh or self._run is None or self._run.over:
             self.end()
-            self._run = Run(self._clock.steps, attachment.session.settings.cache_limit)
+            self._run = Run(self._clock.steps, attachment.session.fixed_limit)
         elif self._expert != expert:
             self._run.store.forget(expert=self._expert)
         self._expert = expert
@@ -64,6 +67,7 @@ class Caller:
         for layout in layouts.values():
             if isinstance(layout, TokenLayout):
                 attachment.session.policy.admit(layout, kind_for(_device(bound)))
+        self._limit(attachment, layouts, bound, branch, fresh=fresh)
         here.moment = Moment(self._run, expert, self._step, self._clock.steps, (row,), layouts)
         attachment.session.runs[owner] = self._run
         if owner is attachment.session:
@@ -74,6 +78,11 @@ class Caller:
     def end_forward(self, moment: Moment, *, failed: bool) -> None:
         """The forward that `begin` started is over; where it failed, so is the run."""
         moment.run.ledger.forward_ended()
+        if self._size is not None and not failed:
+            session, size, device = self._size
+            moment.run.store.restrict(session.auto.after(size, device))
+            self._size = None
+            _warn(moment.run)
         if failed:
             self.end()
         elif moment.step == moment.steps - 1:
@@ -90,6 +99,40 @@ class Caller:
         for attachment in self._places:
             attachment.here.moment = None
         self._places.clear()
+
+    def _limit(
+        self,
+        attachment: Attachment,
+        layouts: Mapping[str, Any],
+        bound: Mapping[str, Any],
+        branch: str,
+        *,
+        fresh: bool,
+    ) -> None:
+        """What this forward may keep, and at the first of a run what all will want to keep."""
+        assert self._run is not None
+        session, hidden = attachment.session, bound.get("hidden_states")
+        if not isinstance(hidden, torch.Tensor):
+            return
+        size = (attachment.expert, tuple(layouts.items()), tuple(hidden.shape), hidden.dtype)
+        if not fresh and size == self._known:
+            return
+        self._known = size
+        if session.settings.cache_limit == "auto":
+            self._run.store.restrict(session.auto.before(size, hidden.device))
+            self._size = session, size, hidden.device
+        config: Any = attachment.model.config
+        width = config.num_attention_heads * config.attention_head_dim * hidden.element_size()
+        rows = hidden.shape[0] * (2 if branch == "cond" else 1)  # another forward for "uncond"
+        wanted = 0
+        for site in (bound_site.site for bound_site in attachment.sites):
+            layout = layouts.get(site.layout)
+            if isinstance(layout, TokenLayout) and session.policy.reuses(site):
+                tokens = layout.length if site.kind == "self" else layout.video_length
+                wanted += rows * tokens * width
+        self._run.estimate = max(self._run.estimate, wanted)
+        if self._size is None:
+            _warn(self._run)
 
     def _window(self, whose: tuple[str, str, int]) -> int | None:
         """None where a step has one forward of this expert, branch and prompt; else a number that
@@ -184,6 +227,16 @@ def _calling_pipeline() -> Any:
         if isinstance(caller, (DiffusionPipeline, ModularPipeline)):
             return caller
     return pipe
+
+
+def _warn(run: Run) -> None:
+    limit = run.store.limit
+    if limit is not None and run.estimate > limit:
+        warnings.warn(
+            f"dit_accel: reuse wants to keep about {run.estimate / 2**20:,.1f} MiB, cache_limit "
+            f"allows {limit / 2**20:,.1f} MiB: sites that save most for each byte keep theirs.",
+            stacklevel=2,
+        )
 
 
 def _device(bound: Mapping[str, Any]) -> torch.device:
