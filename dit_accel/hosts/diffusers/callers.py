@@ -78,10 +78,13 @@ class Caller:
     def end_forward(self, moment: Moment, *, failed: bool) -> None:
         """The forward that `begin` started is over; where it failed, so is the run."""
         moment.run.ledger.forward_ended()
-        if self._size is not None and not failed:
-            session, size, device = self._size
+        first, self._size = (
+            self._size,
+            None,
+        )  # it must not outlive the forward: it holds the session
+        if first is not None and not failed:
+            session, size, device = first
             moment.run.store.restrict(session.auto.after(size, device))
-            self._size = None
             _warn(moment.run)
         if failed:
             self.end()
