@@ -15,6 +15,10 @@ from dit_accel.errors import DitAccelError, shown, unknown, whole_number
 Triple = tuple[int, int, int]
 KINDS = ("video", "text", "other")
 NO_PREFIX = "text mask differs per sample and is no prefix"
+MAX_AXIS = 2048
+MAX_VIDEO = 1 << 19
+"""Tokens of the longest axis, and of the largest video, that a plan is made for: what one axis says
+takes their number squared, and lists take the number of blocks squared."""
 
 
 @dataclass(frozen=True)
@@ -283,8 +287,7 @@ class TokenLayout:
         Neighbouring spans whose tokens are all valid are one run. Samples that are all alike are
         told once. Raises DitAccelError where there is an `obstacle`.
         """
-        if self.obstacle is not None:
-            raise DitAccelError(f"spans: {self.obstacle}.")
+        self.check()
         starts = [0, *accumulate(span.size for span in self.spans)]
         placed = [
             Run(start, span.size, *(_one_order(span) or (None, None)))
@@ -299,12 +302,23 @@ class TokenLayout:
         """Whether runs put tokens in another order."""
         return any(run.order is not None for side in self.runs for run in side)
 
+    def check(self) -> None:
+        """DitAccelError where there is an `obstacle`."""
+        if self.obstacle is not None:
+            raise DitAccelError(f"spans: {self.obstacle}.")
+
     @cached_property
     def obstacle(self) -> str | None:
-        """Why no plan can be made: no order of a span puts the valid tokens of all samples first.
+        """Why no plan can be made, or None.
 
-        None where there is one: samples share their valid tokens, or each has some of the next's.
+        Either the video is too large, or no order of a span puts the valid tokens of all samples
+        first. There is one where samples share their valid tokens, or each has some of the next's.
         """
+        if max(self.grid) > MAX_AXIS or self.video_length > MAX_VIDEO:
+            return (
+                f"grid {'x'.join(map(str, self.grid))}: plans take axes of at most {MAX_AXIS:,} "
+                f"tokens and videos of at most {MAX_VIDEO:,}"
+            )
         able = all(span.tokens is None or _one_order(span) for span in self.spans)
         return None if able else NO_PREFIX
 

@@ -30,7 +30,7 @@ def enable_sparse_attention(
     *,
     strict: bool | str = False,
     backend: str | None = None,
-    cache_limit: int | None = None,
+    cache_limit: int | str | None = "auto",
     overrides: dict[str, Any] | None = None,
 ) -> Any:
     """Make the pipeline's attention sparse, as a profile says. Enabling again replaces.
@@ -41,7 +41,11 @@ def enable_sparse_attention(
         strict: True raises where a call that the profile plans sparse would run dense;
             "except-breakeven" allows that where sparse would not pay.
         backend: which kernels run the plans ("triton", "torch", ...); None takes the best.
-        cache_limit: bytes that reused outputs may hold; None for no limit.
+        cache_limit: what reused outputs may hold: bytes, a text such as "8GB", None for no limit.
+            "auto" is half of what the stock model leaves free: on a GPU, of its memory beyond the
+            most that was in use when a forward of this size had ended (until then nothing is
+            kept); on a CPU, of the memory that is free when the run begins. Beyond the limit the
+            outputs stay that save the most time for each byte.
         overrides: rule keys that replace the profile's, such as `{"window": {"tiles": [3, 3, 3]}}`.
 
     Returns:

@@ -103,6 +103,8 @@ def _cache_line(cache: dict[str, int | None]) -> str:
     limit = cache["limit_bytes"]
     line = f"peak {(cache['peak_bytes'] or 0) / 2**20:.1f} MiB"
     line += f" of {limit / 2**20:.1f} MiB allowed" if limit is not None else ", no limit"
+    if cache.get("estimate_bytes"):
+        line += f", about {(cache['estimate_bytes'] or 0) / 2**20:.1f} MiB wanted"
     return line + (f"; {cache['refused']} outputs did not fit" if cache["refused"] else "")
 
 

@@ -25,7 +25,9 @@ from dit_accel.kernels.reference import reference_attention
 from dit_accel.kernels.torch_backend import torch_attention
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-HEAD_DIMS = (32, 256)
+KERNEL_DIMS = (1, 256)
+"""head_dim of our kernels, which pad it in registers."""
+LIBRARY_DIMS = (32, 256)
 Obstacle = Callable[[Tensor, Tensor, Tensor, Shape], str | None]
 
 
@@ -38,6 +40,7 @@ class Backend:
     forms: how it can read blocks, the best one first.
     compiles: whether the first call of a variant compiles. online: whether it runs plans that were
         made on the device. moves: whether it moves tokens in memory to run a plan.
+    dims: the smallest and the largest head_dim; the largest may be None, for any.
     pays: whether it is the fastest of what can run a call (head_dim, shape); `choose` asks, nobody
         else.
     """
@@ -50,6 +53,7 @@ class Backend:
     forms: tuple[BlockForm, ...] = ("gather",)
     compiles: bool = True
     online: bool = True
+    dims: tuple[int, int | None] = KERNEL_DIMS
     moves: Callable[[Shape], bool] = lambda shape: False
     pays: Callable[[int, Shape], bool] = lambda head_dim, shape: True
 
@@ -116,10 +120,20 @@ BACKENDS: dict[str, Backend] = {
             moves=lambda shape: shape.scattered, pays=_hopper_pays,
         ),
         Backend("triton", _triton_forward, triton_machine, _triton_refuses, _triton_obstacle),
-        Backend("fa4", fa4_attention, fa4_missing, obstacle=fa4_obstacle, online=False),
-        Backend("flex", flex_attention, flex_missing, obstacle=flex_obstacle, online=False),
-        Backend("torch", torch_attention, forms=("lengths",), compiles=False),
-        Backend("reference", reference_attention, forms=("lengths",), compiles=False),
+        Backend(
+            "fa4", fa4_attention, fa4_missing, obstacle=fa4_obstacle, online=False,
+            dims=LIBRARY_DIMS,
+        ),
+        Backend(
+            "flex", flex_attention, flex_missing, obstacle=flex_obstacle, online=False,
+            dims=LIBRARY_DIMS,
+        ),
+        Backend(
+            "torch", torch_attention, forms=("lengths",), compiles=False, dims=(1, None)
+        ),
+        Backend(
+            "reference", reference_attention, forms=("lengths",), compiles=False, dims=(1, None)
+        ),
     )
 }  # fmt: skip
 AUTOMATIC = ("hopper", "triton", "torch")
@@ -151,9 +165,10 @@ def eligible(
         raise unknown("backend", name, BACKENDS)
     if q.dtype not in DTYPES:
         return f"dtype {q.dtype}: needs float16, bfloat16 or float32"
-    if not HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]:
-        return f"head_dim {q.shape[-1]}: needs {HEAD_DIMS[0]} to {HEAD_DIMS[1]}"
     backend, shape = BACKENDS[name], _shape(plan_or_shape)
+    least, most = backend.dims
+    if q.shape[-1] < least or (most is not None and q.shape[-1] > most):
+        return f"head_dim {q.shape[-1]}: needs {least} " + (f"to {most}" if most else "or more")
     if shape.online and not backend.online:
         return "the plan is made from q and k on the device: this backend takes static ones"
     return backend.machine() or backend.obstacle(q, k, v, shape) or backend.refuses(shape)

@@ -2,7 +2,8 @@
 
 out_i = sum_j p_ij v_j with p = softmax over the kept keys of row i; LSE_i = ln sum_j exp(s_ij).
 Pooled keys are further columns, with their bias in s_ij.
-A row that keeps no key is 0 with LSE -inf. Memory grows with Lq x Lk: for tests.
+A row that keeps no key is 0 with LSE -inf. A pair that is not kept adds nothing, whatever stands
+in its key or value. Memory grows with Lq x Lk: for tests.
 """
 
 from __future__ import annotations
@@ -80,5 +81,8 @@ def reference_attention(
     lse = scores.logsumexp(-1)
     finite = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
     weights = (scores - finite).exp()
-    out = (weights @ value).transpose(1, 2).to(q.dtype)
-    return out, lse.float() if return_lse else None
+    out = weights @ value.nan_to_num(0.0, 0.0, 0.0)
+    for odd in (value.isnan(), value.isposinf(), value.isneginf()):  # 0 times these is NaN
+        hit = mask.double() @ odd.double() > 0
+        out = out + torch.where(hit, value[odd][:1].sum(), 0.0)
+    return out.transpose(1, 2).to(q.dtype), lse.float() if return_lse else None

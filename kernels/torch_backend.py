@@ -5,6 +5,11 @@ lengths run as one batched call. The tokens of a group are gathered in raster or
 the caller's tensors, so runs that need no gathering (all keys, consecutive tokens) are views.
 Which tokens make up each group is worked out once per plan, on the host. Groups that see pooled
 keys have these gathered behind their own.
+
+A key that the token mask cuts off must not reach its row even where it is NaN or infinite, but
+F.scaled_dot_product_attention adds -inf to its score and multiplies its value by 0, which is NaN.
+So where keys or values of a plan with a token mask are not finite, its masked groups are written
+out (`_with_lse`), where such pairs add nothing. All others run as before.
 """
 
 from __future__ import annotations
@@ -70,6 +75,7 @@ def torch_attention(
     if return_lse:
         lse = q.new_full((batch, heads, length), -torch.inf, dtype=torch.float32)
     limit = GPU_CHUNK_BYTES if q.is_cuda else CPU_CHUNK_BYTES
+    careful = plan.mask is not None and not _finite(k, v)
     for bucket in _buckets(plan):
         shared = heads // k.shape[2]
         kv_heads = bucket.heads
@@ -88,7 +94,7 @@ def torch_attention(
         target = out[bucket.samples, :, bucket.heads]
         target_lse = None if lse is None else lse[bucket.samples, bucket.heads]
         for part in _chunks(bucket, key, limit):
-            _attend(query, key, value, plan, part, scale, target, target_lse, more)
+            _attend(query, key, value, plan, part, scale, target, target_lse, more, careful)
     return out, lse
 
 
@@ -102,6 +108,7 @@ def _attend(
     out: Tensor,
     lse: Tensor | None,
     pooled: PooledKeys | None,
+    careful: bool,
 ) -> None:
     if part.n_keys == 0 and part.pooled is None:
         _put(out, part.queries, torch.zeros((), dtype=out.dtype, device=out.device))
@@ -119,8 +126,9 @@ def _attend(
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
     mask = _token_mask(plan, part, q)
     row_lse: Tensor | None = None
-    if lse is not None or bias is not None:  # F.sdpa would round the bias to the type of q
-        result, row_lse = _with_lse(query, key, value, mask, scale, bias)
+    careful = careful and mask is not None
+    if lse is not None or bias is not None or careful:  # F.sdpa rounds a bias to the type of q
+        result, row_lse = _with_lse(query, key, value, mask, scale, bias, careful)
     else:
         result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         if mask is not None:
@@ -135,11 +143,18 @@ def _attend(
 
 
 def _with_lse(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, bias: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    bias: Tensor | None,
+    careful: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention written out, a few rows at a time, for the LSE that F.sdpa keeps back.
 
     bias: float32 [B, np], added to the scores of the last np keys, which the mask leaves alone.
+    careful: values may be NaN or infinite where the mask cuts them off.
     """
     step = max(16, (64 << 20) // (q.shape[0] * q.shape[1] * k.shape[2] * 4))
     outs, sums = [], []
@@ -152,9 +167,40 @@ def _with_lse(
             scores[..., -bias.shape[-1] :] += bias[:, None, None]
         lse = scores.logsumexp(-1)
         finite = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
-        outs.append(((scores - finite).exp() @ v.float()).to(q.dtype))
+        weights = (scores - finite).exp()
+        if careful and mask is not None:
+            # Pooled keys, behind the others, are kept.
+            kept = F.pad(
+                mask[:, :, rows : rows + step], (0, k.shape[2] - mask.shape[-1]), value=True
+            )
+            outs.append(_kept_product(weights, v.float(), kept).to(q.dtype))
+        else:
+            outs.append((weights @ v.float()).to(q.dtype))
         sums.append(lse)
     return torch.cat(outs, 2), torch.cat(sums, 2)
+
+
+def _kept_product(weights: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+    """weights [.., n, m] @ v [.., m, D], to which a pair that is not `kept` adds nothing."""
+    out = weights @ v.nan_to_num(0.0, 0.0, 0.0)
+    for odd, number in (
+        (v.isnan(), torch.nan),
+        (v.isposinf(), torch.inf),
+        (v.isneginf(), -torch.inf),
+    ):
+        out = out + torch.where(kept.float() @ odd.float() > 0, number, 0.0)
+    return out
+
+
+def _finite(*tensors: Tensor) -> bool:
+    """Whether all numbers are finite, by one pass over them; False may also mean very large ones.
+
+    A GPU is asked and waited for, but not while a graph is recorded: False then.
+    """
+    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    total = sum(x.sum(dtype=torch.float32) for x in tensors)
+    return bool(torch.as_tensor(total).isfinite())
 
 
 def _take(x: Tensor, tokens: Tokens, groups: int) -> Tensor:

@@ -54,6 +54,8 @@ class Adapter:
         text: how text takes part, for tables.
         text_tokens: non-video tokens (before, after) that a warm-up assumes.
         text_valid: which text tokens count: "attended" where stock attends its padding too.
+        branches: the CFG branches that its pipelines name, where they run each in a forward of its
+            own or all in one; None where a pipeline may run without.
         fps: frames per second that its videos were trained with.
         presets: its models by name.
     """
@@ -68,6 +70,7 @@ class Adapter:
     text: str = "cross-attention"
     text_tokens: tuple[int, int] = (0, 0)
     text_valid: str = "all (stock attends its padding)"
+    branches: tuple[str, ...] | None = None
     fps: float = 16.0
     presets: tuple[Preset, ...] = ()
 

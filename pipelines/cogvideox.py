@@ -27,6 +27,7 @@ def _place(model: nn.Module, bound: Bound, cache: dict[Any, Any]) -> TokenLayout
 
 
 COGVIDEOX = Adapter(
+    branches=("cond_uncond",),
     family="cogvideox",
     transformers=("CogVideoXTransformer3DModel",),
     pipelines=(

@@ -76,6 +76,7 @@ def _rasters(coordinates: Any) -> list[tuple[int, int, int]]:
 
 
 LTX_VIDEO = Adapter(
+    branches=("cond_uncond",),
     family="ltx_video",
     transformers=("LTXVideoTransformer3DModel",),
     pipelines=("LTXPipeline", "LTXImageToVideoPipeline"),

@@ -34,6 +34,7 @@ class Site:
     layout: which of the forward's layouts its self-attention follows.
     masks: what masks its self-attention gets: "none", or "key_padding" where the layout's valid
         lengths say what the mask says.
+    heads: query heads of the module; 0 where that is not known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Site:
     expert: str = "transformer"
     layout: str = VIDEO
     masks: Literal["none", "key_padding"] = "none"
+    heads: int = 0
 
     def __hash__(self) -> int:
         return self._hash  # asked for several times in every call

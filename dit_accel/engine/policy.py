@@ -12,10 +12,13 @@ from dit_accel.engine.call import Site
 from dit_accel.engine.profile import WARMUP_FREE_STEPS, Profile, Reuse, Rule, RuleCompute
 from dit_accel.errors import DitAccelError, nearest
 from dit_accel.kernels.compute import Compute
+from dit_accel.kernels.geometry.limits import check_blocks
+from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.patterns import Pattern
-from dit_accel.kernels.patterns.composite import PerHead
+from dit_accel.kernels.patterns.composite import PerHead, select_heads
 from dit_accel.kernels.patterns.full import Full
 from dit_accel.kernels.tails import Drop, Tail
+from dit_accel.layout import TokenLayout
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,33 @@ class Decision:
 class Policy:
     """Resolves a profile for the sites of one pipeline.
 
+    branches: the CFG branches that the host names, None where that is not known before it runs.
+
     Raises:
-        DitAccelError: a rule's `layers` selects no site that its `attention` and `expert` allow.
+        DitAccelError: what no call of these sites can run: layers, heads, a branch that there is
+            not, computes that do not go together. What depends on a size is `admit`'s.
     """
 
-    def __init__(self, profile: Profile, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, profile: Profile, sites: Sequence[Site], branches: Sequence[str] | None = None
+    ) -> None:
         self.profile = profile
         self._sites = sites
         self._short = profile.without_warmup() if profile.drop_short_warmup else profile
         self._decisions: dict[tuple[Site, str, float, bool], Decision] = {}
         self._computes: dict[Compute, Compute] = {}
         self._tails: dict[Tail, Tail] = {}
-        for rule in profile.rules:
-            _check_selection(rule, sites)
+        self._admitted: set[tuple[TokenLayout, LayoutKind]] = set()
+        for number, rule in enumerate(profile.rules, 1):
+            try:
+                _check_selection(rule, sites)
+                _check_branch(rule, branches)
+                _check_heads(rule, sites)
+            except DitAccelError as error:
+                raise DitAccelError(f"rule {number} of {profile.name!r}: {error}") from error
+        for compute, _ in self.computes():
+            if isinstance(compute, Pattern):
+                compute.check()
 
     def decide(self, site: Site, branch: str, step: int, steps: int) -> Decision:
         """The decision for a call at step `step` (from 0) of `steps`.
@@ -66,6 +83,27 @@ class Policy:
                 made = replace(made, compute=compute, tail=tail)
             self._decisions[key] = made
         return made
+
+    def reuses(self, site: Site) -> bool:
+        """Whether the site keeps its output in some step and branch."""
+        return any(
+            _resolve(self.profile.rules, site, branch, rule.steps[0]).reuse is not None
+            for rule in self.profile.rules
+            for branch in ("any", "cond", "uncond")
+        )
+
+    def admit(self, layout: TokenLayout, kind: LayoutKind) -> None:
+        """DitAccelError where a compute cannot run on calls of this size, before any of them runs.
+
+        Layouts that no plan can be made for have their `obstacle` counted instead.
+        """
+        if (layout, kind) in self._admitted or layout.obstacle is not None:
+            return
+        for compute, _ in self.computes():
+            check_blocks(compute.tiling(layout, kind))
+            if isinstance(compute, Pattern):
+                compute.check(layout, kind, max((s.heads for s in self._sites), default=0) or None)
+        self._admitted.add((layout, kind))
 
     def computes(self) -> list[tuple[Compute, Tail]]:
         """Every compute that the profile can run, with its tail, once each."""
@@ -153,6 +191,33 @@ def _for_heads(before: Compute | None, heads: str, compute: RuleCompute) -> Comp
     if isinstance(rest, PerHead):
         return rest.over(heads, first)
     return PerHead(((heads, first),), rest)
+
+
+def _check_branch(rule: Rule, branches: Sequence[str] | None) -> None:
+    if branches is None or rule.branch == "any":
+        return
+    classes = sorted({branch_class(name) for name in branches})
+    if rule.branch not in classes:
+        raise DitAccelError(
+            f"branch: {rule.branch!r} never occurs, as pipelines of this model run both branches "
+            "in one batch; the nearest legal value is 'any'."
+        )
+
+
+def _check_heads(rule: Rule, sites: Sequence[Site]) -> None:
+    """Every group of heads exists, and has a head, on every site that the rule selects."""
+    able = {
+        site.heads
+        for site in sites
+        if site.heads and site.kind == rule.attention and selects(rule.layers, site)
+    }
+    for text in (rule.heads, *(heads for heads, _ in rule.per_head)):
+        for heads in sorted(able):
+            if not select_heads(text, heads):
+                raise DitAccelError(
+                    f"heads: {text!r} selects none of the model's {heads} heads; the nearest "
+                    f"legal value is '0-{heads - 1}'."
+                )
 
 
 def _check_selection(rule: Rule, sites: Sequence[Site]) -> None:

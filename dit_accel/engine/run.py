@@ -52,6 +52,7 @@ class Run:
         self.ledger = Ledger(steps)
         self.prompts = Prompts()
         self.over = False
+        self.estimate = 0
 
     @property
     def steps(self) -> int:
@@ -70,5 +71,6 @@ class Run:
             "peak_bytes": self.store.peak,
             "limit_bytes": self.store.limit,
             "refused": self.store.refused,
+            "estimate_bytes": self.estimate,
         }
         return self.ledger.report(profile, family, model, cache)

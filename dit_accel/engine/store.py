@@ -3,6 +3,9 @@
 A store belongs to one denoising run of one caller. Its slots are keyed by expert, site, what is
 kept, and rows (branch, prompt, order), so that nothing computed for one of them is ever served to
 another.
+
+Where the limit is reached, those outputs stay that save most for each byte (`Kept.worth`); among
+equals, those that were kept first.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ class Kept:
     step: the step that computed it. calls: how many attention calls that took.
     signature: what tells apart inputs that it cannot be served across (shapes, types, devices).
     served: how often it was served since. last: the last step that it may be served at, None for
-        any.
+        any. worth: what keeping it saves for each byte, to compare.
     """
 
     value: Any
@@ -32,6 +35,7 @@ class Kept:
     signature: tuple[Any, ...]
     served: int = 0
     last: int | None = None
+    worth: float = 0.0
 
 
 class Store:
@@ -65,7 +69,7 @@ class Store:
         slot = site, what, rows
         self._drop(slot)
         size = _size(kept.value)
-        if self.limit is not None and self._bytes + size > self.limit:
+        if not self._make_room(size, kept.worth):
             self.refused += 1
             return False
         self._kept[slot] = kept
@@ -85,6 +89,32 @@ class Store:
         for slot, kept in list(self._kept.items()):
             if kept.last is not None and kept.last < step:
                 self._drop(slot)
+
+    def restrict(self, limit: int | None) -> None:
+        """Another limit from now on; what saves least goes first until the rest fits."""
+        self.limit = limit
+        if limit is not None and self._bytes > limit:
+            for slot in sorted(self._kept, key=lambda slot: self._kept[slot].worth):
+                if self._bytes <= limit:
+                    break
+                self._drop(slot)
+
+    def _make_room(self, size: int, worth: float) -> bool:
+        """Whether it fits, after what is worth less has gone as far as that helps."""
+        if self.limit is None or self._bytes + size <= self.limit:
+            return True
+        less = sorted(
+            (slot for slot, kept in self._kept.items() if kept.worth < worth),
+            key=lambda slot: self._kept[slot].worth,
+        )
+        free = self.limit - self._bytes + sum(_size(self._kept[slot].value) for slot in less)
+        if free < size:
+            return False
+        for slot in less:
+            if self._bytes + size <= self.limit:
+                break
+            self._drop(slot)
+        return True
 
     def _drop(self, slot: Slot) -> None:
         if (old := self._kept.pop(slot, None)) is not None:

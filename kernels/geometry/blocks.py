@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit_accel.errors import DitAccelError
 from dit_accel.kernels.blocks import Blocks, BlockTable
+from dit_accel.kernels.geometry.limits import check_blocks
 from dit_accel.kernels.geometry.spans import side_blocks, side_order, valid_lengths
 from dit_accel.kernels.geometry.tiling import Geometry, Tiling, geometry, grouped
 from dit_accel.kernels.geometry.visibility import EVERY, NONE, Relation
@@ -43,7 +44,10 @@ def blocks_of(layout: TokenLayout, tiling: Tiling, device: torch.device | str) -
 
     Every query token is in a block, padded ones too (the stock call computes them and drops them
     later); key blocks are cut to each sample's valid prefix.
+
+    Raises DitAccelError for too many blocks.
     """
+    check_blocks(tiling)
     device = torch.device(device)
     before, after = side_blocks(layout, tiling.block)
     sizes = np.array([*before, *tiling.lengths, *after], np.int64)
@@ -89,7 +93,7 @@ def build_plan(
     Key blocks where nothing is valid leave the lists. Raises DitAccelError where partial blocks
     would need more than MAX_RULES token rules, or not the same ones for all heads.
     """
-    rules = _token_rules(unions)
+    rules = token_rules(unions)
     blocks = blocks_of(layout, tiling, device)
     made = [_lists(geometry(tiling), union, blocks) for union in unions]
     visits = made[0] if heads is None else _by_head(made, heads)
@@ -139,7 +143,7 @@ def _token_mask(layout: TokenLayout, rules: Sequence[Rule], device: torch.device
     return TokenMask(name, params, coords, coords, *others)
 
 
-def _token_rules(unions: Sequence[Union]) -> tuple[Rule, ...]:
+def token_rules(unions: Sequence[Union]) -> tuple[Rule, ...]:
     """The token rules of partial blocks: those of every union that has any."""
     found = [tuple(dict.fromkeys(m.rule for m in union if m.rule is not None)) for union in unions]
     masked = [rules for rules in found if rules]
@@ -163,13 +167,16 @@ def _lists(where: Geometry, union: Union, blocks: Blocks) -> Visits:
     """The lists of one union for all heads, [Bp, 1, NQ]: one after another, without gaps."""
     keys = blocks.k.lengths
     rows, columns, kinds = _entries(where, union, blocks.first_video, keys, blocks.block_k)
-    lists, by_list = (rows * 3 + kinds).to(torch.int32).sort(stable=True)
+    lists = rows * 3 + kinds
+    if bool((lists[1:] < lists[:-1]).any()):  # one sample with one kind is in order
+        lists, by_list = lists.sort(stable=True)
+        columns = columns[by_list]
     count = torch.zeros(keys.numel() * 3, dtype=torch.int32, device=keys.device)
     count.index_add_(0, lists, torch.ones_like(lists))
     count = count.view(len(keys), 1, -1, 3).cumsum(-1, dtype=torch.int32)
     whole, full, every = count.permute(3, 0, 1, 2).contiguous()
     start = every.flatten().cumsum(0, dtype=torch.int32).view(every.shape) - every
-    return Visits(start, whole, full, every, columns[by_list].int())
+    return Visits(start, whole, full, every, columns)
 
 
 def _entries(
@@ -181,21 +188,25 @@ def _entries(
     """
     samples, blocks = keys.shape
     video, device = where.blocks, keys.device
-    step = max(1, CHUNK // (video * where.segments**2))
+    parts_too = any(member.relation.by_parts for member in union)
+    step = max(1, CHUNK // (video * (where.segments**2 if parts_too else 1)))
     parts = []
     edges = [0, *range(first, first + video, step), first + video, blocks]
     for low, high in zip(edges, edges[1:], strict=False):
         if low == high:
             continue
-        kind = torch.where(keys == block, 1, 2).to(torch.uint8)  # +1, and 0 for no visit
-        kind = (kind * (keys > 0))[:, None].expand(-1, high - low, -1)
+        kind = (keys > 0).to(torch.uint8) + (keys > 0) * (keys != block)  # +1, 0 for no visit
+        kind = kind.to(torch.uint8)[:, None].expand(-1, high - low, -1)
         if first <= low < first + video:
             seen = _combined(where.rows(low - first, high - first), where, union, device)
             kind = kind.clone()
             inner = kind[:, :, first : first + video]
-            inner[:] = torch.where(seen == EVERY, inner, (seen > NONE) * 3)
-        sample, row, column = kind.nonzero().unbind(-1)
-        parts.append((sample * blocks + row + low, column, kind[sample, row, column] - 1))
+            inner[:] = torch.where(seen == EVERY, inner, (seen > NONE).to(torch.uint8) * 3)
+        kind = kind.reshape(-1)
+        at = kind.nonzero()[:, 0]
+        row, column = at // blocks, (at % blocks).int()
+        row = row // (high - low) * blocks + row % (high - low) + low
+        parts.append((row.int(), column, kind[at].int() - 1))
     rows, columns, kinds = (torch.cat(column) for column in zip(*parts, strict=True))
     return rows, columns, kinds
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from dit_accel.costs.kernels import tile_prices
+from dit_accel.kernels.geometry.limits import MAX_BOXES, affordable
 from dit_accel.kernels.geometry.tiling import (
     BLOCK_SIZES,
     Tiling,
@@ -56,6 +57,10 @@ THRIFT = 1.2
 STRADDLING = 4
 # Query blocks whose lists are counted to estimate those of all.
 SAMPLE = 12
+# On axes longer than these only some of all edges are tried: what an axis sees takes its length
+# squared, for each of them.
+LONG = ((1024, (1, 2, 4, 8, 16, 32, 64, 128)),
+        (256, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)))  # fmt: skip
 
 
 class Sight(Protocol):
@@ -141,11 +146,13 @@ def choose_tiling(
     if kind == "boxes":
         boxes = power_boxes(grid, BLOCK_SIZES[-1])  # what the kernel that reads boxes takes
         found = _candidates(grid, sight, boxes, [math.prod(box) for box in boxes], clipped_split)
+        found = found.only(found.tiles <= MAX_BOXES)
         return fixed_tiling(grid, _cheapest_boxes(found.only(found.reaches), grid, sight, boxed))
     blocks = BLOCK_SIZES[-1:] if kind == "lengths" else tuple(SPEED)
     counts = [(each, block) for block in blocks for each in even_counts(grid, block)]
     made_from, sizes = [each for each, _ in counts], [block for _, block in counts]
     found = _candidates(grid, sight, made_from, sizes, even_split)
+    found = found.only(found.tiles <= MAX_BOXES)
     if kind == "lengths":
         large = math.prod(grid) // found.tiles >= MIN_CPU_TILE
         return even_tiling(grid, _best(found.only(large), sight, gathered)[0])
@@ -216,6 +223,8 @@ def _thrifty(
         Tiling(even_tiling(grid, _triple(counts)).parts, BLOCK_SIZES[-1], straddles=True)
         for counts in able.made_from[costs.argsort(kind="stable")[:STRADDLING]]
     ]
+    if found:
+        straddling = [tiling for tiling in straddling if affordable(tiling)]
     return cheapest(
         [*straddling, *found],
         lambda tiling: [(sight.relation(grid, tiling), 1.0)],
@@ -316,10 +325,7 @@ def _cut(
 
 def even_counts(grid: Triple, block: int) -> list[Triple]:
     """Tile counts of all even splits with tiles of at most `block` tokens, none dominated."""
-    axes = [
-        sorted({math.ceil(size / parts): parts for parts in range(size, 0, -1)}.items())
-        for size in grid
-    ]  # largest part -> fewest parts that give it
+    axes = [_edges(size) for size in grid]
     return [
         (nt, nh, nw)
         for t, nt in axes[0]
@@ -329,6 +335,16 @@ def even_counts(grid: Triple, block: int) -> list[Triple]:
         for w, nw in axes[2]
         if t * h * w <= block
     ]
+
+
+def _edges(size: int) -> list[tuple[int, int]]:
+    """(largest part, fewest parts that give it) of the ways to cut an axis evenly."""
+    found = {math.ceil(size / parts): parts for parts in range(size, 0, -1)}
+    for longest, tried in LONG:
+        if size > longest:
+            found = {edge: found[edge] for edge in sorted(found) if edge in tried}
+            break
+    return sorted(found.items())
 
 
 def power_boxes(grid: Triple, block: int) -> list[Triple]:

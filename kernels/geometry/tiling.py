@@ -77,6 +77,14 @@ class Tiling:
         return -(-math.prod(self.grid) // self.block) if self.straddles else self.tiles
 
     @property
+    def segments(self) -> int:
+        """Tiles that a block touches, at most."""
+        if not self.straddles:
+            return 1
+        smallest = math.prod(map(min, self.parts))
+        return min(self.block, (self.block - 2) // smallest + 2, self.tiles)
+
+    @property
     def waste(self) -> float:
         """Slots of all blocks over tokens, where a block always takes `block` slots."""
         return self.blocks * self.block / math.prod(self.grid)

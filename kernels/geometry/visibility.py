@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +23,12 @@ NONE, SOME, EVERY = 0, 1, 2
 
 
 class Relation(ABC):
-    """Bounds of a token rule over pairs of blocks."""
+    """Bounds of a token rule over pairs of blocks.
+
+    by_parts: whether blocks of several boxes are looked at box by box.
+    """
+
+    by_parts: ClassVar[bool] = False
 
     @abstractmethod
     def codes(self, queries: Geometry, keys: Geometry, device: torch.device) -> Tensor:
@@ -31,6 +37,8 @@ class Relation(ABC):
 
 class BoxRelation(Relation):
     """A relation that bounds pairs of boxes; a block is the union of its boxes."""
+
+    by_parts: ClassVar[bool] = True
 
     def codes(self, queries: Geometry, keys: Geometry, device: torch.device) -> Tensor:
         """See Relation."""
@@ -80,6 +88,8 @@ class Separable(BoxRelation):
 @dataclass(frozen=True, eq=False)
 class AnyOf(Relation):
     """Pairs that at least one relation allows; EVERY where one of them alone allows all."""
+
+    by_parts: ClassVar[bool] = True
 
     relations: tuple[Relation, ...]
 
@@ -142,6 +152,7 @@ class Band(BoxRelation):
     order: Triple
     width: int
     sink: int
+    by_parts: ClassVar[bool] = False
 
     @property
     def strides(self) -> Triple:

@@ -17,8 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from dit_accel.errors import DitAccelError
 from dit_accel.kernels.compute import Compute, param
-from dit_accel.kernels.geometry.blocks import Member, Rule, Union, build_plan
+from dit_accel.kernels.geometry.blocks import (
+    MAX_RULES,
+    Member,
+    Rule,
+    Union,
+    build_plan,
+    token_rules,
+)
 from dit_accel.kernels.geometry.tile_choice import LayoutKind, choose_tiling
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling
 from dit_accel.kernels.geometry.visibility import Relation, Separable, axis_parts, range_codes
@@ -55,7 +63,11 @@ class Pattern(Compute):
     """A static rule: its plan depends on the layout alone."""
 
     def tiling(self, layout: TokenLayout, kind: LayoutKind) -> Tiling:
-        """How the grid is cut for this pattern and kind of backend."""
+        """How the grid is cut for this pattern and kind of backend.
+
+        Raises DitAccelError where no plan can be made for the layout.
+        """
+        layout.check()
         return self.choose(layout.grid, kind, layout.before + layout.after)
 
     @abstractmethod
@@ -79,6 +91,28 @@ class Pattern(Compute):
         """
         tiling = self.tiling(layout, kind)
         return tiling, [self.members(layout, kind, tiling)], None
+
+    def check(
+        self,
+        layout: TokenLayout | None = None,
+        kind: LayoutKind = "gather",
+        heads: int | None = None,
+    ) -> None:
+        """DitAccelError where no plan of this pattern can be made: on this layout, or on any."""
+        exact = self.exact_parts()
+        if len(exact) > MAX_RULES:
+            raise DitAccelError(
+                f"exact: one call can mask the tokens of at most {MAX_RULES} rules, not of "
+                f"{len(exact)} ({', '.join(each.name for each in exact)}): set exact = false on "
+                f"all but {MAX_RULES} of them."
+            )
+        if layout is not None:
+            _, unions, _ = self.for_heads(layout, kind, heads)
+            token_rules(unions)
+
+    def exact_parts(self) -> tuple[Pattern, ...]:
+        """The different patterns in it that mask tokens."""
+        return (self,) if getattr(self, "exact", False) else ()
 
     def build(
         self,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from dit_accel.errors import DitAccelError, shown
 from dit_accel.kernels.compute import from_table, make, param
 from dit_accel.kernels.geometry.blocks import Member
+from dit_accel.kernels.geometry.limits import affordable
 from dit_accel.kernels.geometry.tile_choice import LayoutKind, cheapest
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, even_tiling, fixed_tiling
 from dit_accel.kernels.patterns.base import PATTERNS, Pattern
@@ -17,6 +18,8 @@ from dit_accel.kernels.patterns.full import Full
 from dit_accel.layout import TokenLayout
 
 # What patterns of different tastes may agree on.
+MAX_HEADS_TEXT = 1000
+_SHARES = r"\d{0,9}\.?\d{1,9}-\d{0,9}\.?\d{1,9}"
 USUAL_TILES: tuple[Triple, ...] = ((1, 8, 16), (2, 8, 8), (4, 4, 8))
 
 
@@ -53,6 +56,10 @@ class Union(Pattern):
         """See Pattern."""
         return _shared_tiling([(part, 1) for part in self.union], grid, kind, others)
 
+    def exact_parts(self) -> tuple[Pattern, ...]:
+        """See Pattern."""
+        return tuple(dict.fromkeys(p for part in self.union for p in part.exact_parts()))
+
     def members(
         self, layout: TokenLayout, kind: LayoutKind, shared: Tiling | None = None
     ) -> tuple[Member, ...]:
@@ -80,6 +87,18 @@ class PerHead(Pattern):
         """This with another pattern for some heads."""
         return PerHead((*self.groups, (heads, pattern)), self.rest)
 
+    def exact_parts(self) -> tuple[Pattern, ...]:
+        """See Pattern. Raises DitAccelError where groups mask tokens by different rules."""
+        parts = [self.rest, *(pattern for _, pattern in self.groups)]
+        exact = list(dict.fromkeys(filter(None, (part.exact_parts() for part in parts))))
+        if len({frozenset(each) for each in exact}) > 1:
+            names = ", ".join(sorted({part.name for each in exact for part in each}))
+            raise DitAccelError(
+                "exact: one call masks the tokens of all its heads by the same rules, and here "
+                f"heads differ ({names}): set exact = false for the heads of all but one of them."
+            )
+        return exact[0] if exact else ()
+
     def assigned(self, heads: int) -> tuple[list[Pattern], list[int]]:
         """The patterns in use, and for each of `heads` heads which of them it follows."""
         own: list[Pattern] = [self.rest] * heads
@@ -106,6 +125,7 @@ class PerHead(Pattern):
         """See Pattern. Raises DitAccelError without `heads`, or for heads that do not exist."""
         if heads is None:
             raise DitAccelError("heads: expected the number of query heads for a plan per head.")
+        layout.check()
         used, follows = self.assigned(heads)
         parts = [(pattern, follows.count(i)) for i, pattern in enumerate(used)]
         tiling = _shared_tiling(parts, layout.grid, kind, layout.before + layout.after)
@@ -124,9 +144,9 @@ def _pattern(name: str, /, **params: Any) -> Pattern:
 
 def check_heads(text: object) -> str:
     """`text` if it says heads; DitAccelError else."""
-    parts = text.split(",") if isinstance(text, str) else [""]
+    parts = text.split(",") if isinstance(text, str) and len(text) <= MAX_HEADS_TEXT else [""]
     for part in (p.strip() for p in parts):
-        if part == "all" or re.fullmatch(r"-?\d+(-+\d+)?|\d*\.?\d+-\d*\.?\d+", part):
+        if part == "all" or re.fullmatch(r"-?\d{1,9}(--?\d{1,9})?|" + _SHARES, part, re.ASCII):
             continue
         raise DitAccelError(
             "heads: expected 'all', numbers and ranges such as '0-7,-1', or fractions such as "
@@ -167,6 +187,7 @@ def _shared_tiling(
     layout = TokenLayout(grid, others)
     tilings = [part.tiling(layout, kind) for part, _ in parts]
     own = list(dict.fromkeys(replace(tiling, dilation=(1, 1, 1)) for tiling in tilings))
+    own = [tiling for tiling in own if affordable(tiling)] or own
     if len(own) > 1:
         own += [_usual(grid, tile, kind) for tile in USUAL_TILES]
     return cheapest(

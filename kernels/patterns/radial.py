@@ -18,6 +18,7 @@ import numpy as np
 
 from dit_accel.kernels.compute import param, tile_param
 from dit_accel.kernels.geometry.blocks import Rule
+from dit_accel.kernels.geometry.limits import runs_or_tiles
 from dit_accel.kernels.geometry.tile_choice import LayoutKind
 from dit_accel.kernels.geometry.tiling import Tiling, Triple, fixed_tiling, raster_runs
 from dit_accel.kernels.geometry.visibility import FrameBands, Relation
@@ -85,5 +86,7 @@ class Radial(Rules):
         return np.ones((len(sizes), len(sizes)), bool)
 
     def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
-        """See Pattern: bands in raster order suit runs of raster tokens."""
-        return raster_runs(grid) if isinstance(self.tile, str) else fixed_tiling(grid, self.tile)
+        """See Pattern: bands in raster order suit runs of raster tokens, if rows are long."""
+        if isinstance(self.tile, str):
+            return runs_or_tiles(raster_runs(grid))
+        return fixed_tiling(grid, self.tile)

@@ -9,7 +9,8 @@ is 0 with LSE -inf.
 Rows are gathered and scattered through the tables' `order`: nothing is permuted in memory. A list
 has its whole blocks first: they run without any length mask, and where blocks are consecutive
 tokens and the hardware has TMA, as boxes of a tensor descriptor over [B, Lk, Hkv, D]. Short blocks
-mask the keys past their length; partial blocks evaluate the token mask on the tokens' coordinates.
+mask the keys past their length; partial blocks evaluate the token mask on the tokens' coordinates,
+and set values that are not finite aside, so that none reaches a row that does not keep it.
 Pooled keys are gathered BN at a time, with a bias of their own. Stores are masked to the block's
 own rows.
 """
@@ -139,6 +140,15 @@ def _visit_masked(
                 )  # fmt: skip
             kept = kept & allowed
         s = tl.where(kept, s, float("-inf"))
+        if MASK_TOKENS:
+            odd = v - v != 0  # NaN or infinite: its product with 0 must not reach rows without it
+            if tl.max(odd.to(tl.int32)) != 0:
+                ones = kept.to(v.dtype)
+                up = tl.dot(ones, (odd & ~(v < 0)).to(v.dtype), input_precision="ieee")
+                down = tl.dot(ones, (odd & ~(v > 0)).to(v.dtype), input_precision="ieee")
+                acc += tl.where(up > 0, float("inf"), 0.0)  # of NaN, both
+                acc += tl.where(down > 0, float("-inf"), 0.0)
+                v = tl.where(odd, 0.0, v).to(v.dtype)
         acc, top, total = _online(acc, top, total, s, v)
     return acc, top, total
 

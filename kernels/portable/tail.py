@@ -89,12 +89,12 @@ def rows(
     """
     batch, video = shift.shape[0], blocks.video_blocks
     flags, biases = (-(-n // 16) * 16 for n in (video, video * each))
-    where = {"device": shift.device}
-    visited = torch.empty((batch, heads, video, flags), dtype=torch.int8, **where)
-    bias = torch.empty((batch, heads, video, biases), dtype=torch.float32, **where)
+    device = shift.device
+    visited = torch.empty((batch, heads, video, flags), dtype=torch.int8, device=device)
+    bias = torch.empty((batch, heads, video, biases), dtype=torch.float32, device=device)
     weights = None
     if mass is not None:
-        weights = torch.empty((batch, heads, video, flags), dtype=dtype, **where)
+        weights = torch.empty((batch, heads, video, flags), dtype=dtype, device=device)
     masses = shift if mass is None else mass
     arguments = (
         masses, shift, visits.start, visits.count, visits.index, visited, bias,

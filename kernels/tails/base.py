@@ -91,7 +91,7 @@ def pool_size(pool: int | str, blocks: Blocks) -> int:
 
 def _pool(value: object, name: str) -> int | str:
     if value == "block" or (type(value) is int and value in SIZES):
-        return value  # type: ignore[return-value]
+        return value
     near = f'the nearest legal value is {min(SIZES, key=lambda n: abs(n - value))}' if (
         isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     ) else 'a legal value is "block"'  # fmt: skip

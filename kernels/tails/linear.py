@@ -27,7 +27,7 @@ MOST = 4096
 
 def _slope(value: object, name: str) -> int | str:
     if value in ("block", "head") or (type(value) is int and 1 <= value <= MOST):
-        return value  # type: ignore[return-value]
+        return value
     raise DitAccelError(
         f'{name}: expected "block", "head" or a whole number of blocks from 1 to {MOST}, got '
         f'{shown(value)}; a legal value is "block".'

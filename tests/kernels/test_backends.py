@@ -36,7 +36,7 @@ def test_reasons(qkv: Make, random_plan: Make, monkeypatch: pytest.MonkeyPatch) 
     assert "blocks of 32 x 32" in str(eligible("triton", q, k, v, plan))
     assert eligible("torch", q, k, v, plan) is None
     assert "float64" in str(eligible("torch", q.double(), k, v, plan))
-    assert "head_dim 320" in str(eligible("torch", q.repeat(1, 1, 1, 5), k, v, plan))
+    assert "head_dim 320" in str(eligible("triton", q.repeat(1, 1, 1, 5), k, v, plan))
     with pytest.raises(DitAccelError, match="torch"):
         eligible("tourch", q, k, v, plan)
     monkeypatch.setattr(backends, "interpreted", lambda: False)

@@ -207,7 +207,6 @@ def test_bad_tensors(qkv: Make, random_plan: Make) -> None:
         ((q, k, v, plan.to("meta")), "plan: expected it on .* like q, got meta"),
         ((q, k, v.to("meta"), plan), "v: expected torch.float32 on .* like q, got .* on meta"),
         ((q, k[:, 1:], v[:, 1:], plan), r"k: expected .*50.* got .*49"),
-        ((q[..., :16], k[..., :16], v[..., :16], plan), "head_dim 16: needs 32 to 256"),
         ((q.double(), k.double(), v.double(), plan), "dtype"),
         ((None, k, v, plan), "q: expected a tensor, got None"),
         ((q, [1.0], v, plan), r"k: expected a tensor, got \[1.0\]"),

@@ -1,11 +1,13 @@
 """From TOML to a `Profile`: every key is known, every value is legal, or it is an error.
 
 A profile is data that may come from anywhere, so its size, its nesting and its numbers are
-bounded, and errors show long values in part.
+bounded, and errors show long values in part. What makes a TOML parser slow or deep (long dotted
+keys, nested brackets, many lines) is bounded before it reads anything.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,11 +25,23 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17
+MAX_LINES = 10_000
 MAX_RULES = 1000
 MAX_DEPTH = 16
 MAX_TEXT = 10_000
 MAX_NAME = 200
+MAX_LIST = 1000
+
+# A string or what begins like one, a comment, a bracket, a dot between parts of a key, the end of a
+# line. None of them is ever tried twice at a place: reading takes time in proportion to the text.
+_TOKEN = re.compile(
+    r'"""(?:[^"\\]|\\.?|"(?!""))*(?:"""|\Z)|'
+    r"'''(?:[^']|'(?!''))*(?:'''|\Z)|"
+    r'"(?:[^"\\\n]|\\[^\n]?)*"?|'
+    r"'[^'\n]*'?|#[^\n]*|[\[{\]}.,=\n]",
+    re.DOTALL,
+)
 
 TABLES = ("profile", "rule", "tuned")
 PROFILE_KEYS = ("name", "family", "description", "breakeven")
@@ -47,7 +61,7 @@ def read_profile(path: Path) -> Profile:
     except (OSError, UnicodeDecodeError) as error:
         raise DitAccelError(f"profile file {str(path)!r} cannot be read: {error}.") from error
     if len(raw) > MAX_BYTES:
-        raise DitAccelError(f"profile file {str(path)!r}: expected at most 1 MiB.")
+        raise DitAccelError(f"profile file {str(path)!r}: expected at most {MAX_BYTES >> 10} KiB.")
     return parse_profile(text, path.name)
 
 
@@ -85,6 +99,7 @@ def parse_profile(text: str, source: str = "profile") -> Profile:
 
 
 def _toml(text: str, source: str) -> dict[str, Any]:
+    _check_text(text, source)
     try:
         data = tomllib.loads(text)
     except RecursionError as error:
@@ -95,6 +110,24 @@ def _toml(text: str, source: str) -> dict[str, Any]:
         raise DitAccelError(f"{source} is not valid TOML: {why}.") from error
     _check_size(data, source, MAX_DEPTH)
     return data
+
+
+def _check_text(text: str, source: str) -> None:
+    """Before anything is parsed: lines, brackets within each other, and parts of a dotted key."""
+    if len(text) > MAX_BYTES:
+        raise DitAccelError(f"{source}: expected at most {MAX_BYTES >> 10} KiB.")
+    if text.count("\n") > MAX_LINES:
+        raise DitAccelError(f"{source}: expected at most {MAX_LINES:,} lines.")
+    depth = parts = 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in "[{":
+            depth += 1
+        elif token in "]}":
+            depth = max(0, depth - 1)
+        parts = parts + 1 if token == "." else parts * (token[0] in "\"'")
+        if max(depth, parts) > MAX_DEPTH:
+            raise DitAccelError(f"{source}: values are nested too deeply.")
 
 
 def _check_size(value: Any, source: str, depth: int) -> None:
@@ -221,15 +254,20 @@ def _choice(key: str) -> Callable[[Any, str], str]:
 
 def _layers(value: Any, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        return _layers(shown(value), where)
     if isinstance(value, list) and value and all(isinstance(v, (str, int)) for v in value):
-        return ",".join(str(v) for v in value)
-    if isinstance(value, str) and value.strip():
+        return _layers(",".join(shown(v) if isinstance(v, int) else v for v in value), where)
+    if isinstance(value, str) and value.strip() and _bounded(value):
         return value
     raise DitAccelError(
         f"layers in {where}: expected 'all', ranges such as '0-9,-1', fractions such as "
         f"'0.0-0.5', or site names, got {shown(value)}."
     )
+
+
+def _bounded(text: str) -> bool:
+    """Whether no number has more digits than one can need."""
+    return len(text) <= MAX_LIST and not re.search(r"\d{10}", text)
 
 
 def _steps(value: Any, where: str) -> tuple[float, float]:

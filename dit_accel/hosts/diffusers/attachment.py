@@ -102,7 +102,7 @@ def sites_of(model: nn.Module, expert: str, adapter: Adapter) -> list[tuple[Site
     """
     found: dict[int, tuple[Site, nn.Module]] = {}
     for name, layer, layers, kind, module, layout in adapter.modules(model):
-        site = Site(name, layer, layers, kind, expert, layout, adapter.masks)
+        site = Site(name, layer, layers, kind, expert, layout, adapter.masks, _heads(module))
         found.setdefault(id(module), (site, module))
     return list(found.values())
 
@@ -121,6 +121,11 @@ def unwrapped(part: Any) -> Iterator[Any]:
         yield part
         held = list(part.children()) if isinstance(part, nn.Module) else []
         part = held[0] if len(held) == 1 else None
+
+
+def _heads(module: nn.Module) -> int:
+    heads = getattr(module, "heads", 0)
+    return heads if isinstance(heads, int) else 0
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

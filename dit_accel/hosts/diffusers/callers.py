@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +22,8 @@ from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.run import Run
 from dit_accel.hosts.diffusers.attachment import Attachment, unwrapped
 from dit_accel.hosts.diffusers.clock import StepClock
+from dit_accel.kernels.patterns.base import kind_for
+from dit_accel.layout import TokenLayout
 
 Whose = tuple[str, Row]
 """An expert, and what tells its forwards of a step apart."""
@@ -62,6 +65,8 @@ class Caller:
         self._last = finalize(self, int)
         self.frame: int | None = None
         self._outside: Run | None = None
+        self._size: tuple[Any, Any, torch.device] | None = None
+        self._known: Any = None
 
     def begin(self, attachment: Attachment, owner: Any, bound: Mapping[str, Any]) -> None:
         """A forward of a transformer starts, with these arguments by name."""
@@ -70,7 +75,7 @@ class Caller:
         fresh = self._clock.tick(bound.get("timestep"), (expert, branch), fields)
         if fresh or self._run is None or self._run.over:
             self.end()
-            self._run = Run(self._clock.steps, attachment.session.settings.cache_limit)
+            self._run = Run(self._clock.steps, attachment.session.fixed_limit)
             # The run's counts are held for the report. What it keeps goes with its caller: a
             # thread may end in the middle of a loop.
             self._last.detach()
@@ -86,6 +91,10 @@ class Caller:
         row = Row(branch, self._run.prompts.number(given, self._step))
         recurs = self._recurs((expert, row))
         layouts = attachment.adapter.layouts(attachment.model, bound, self._layouts)
+        for layout in layouts.values():
+            if isinstance(layout, TokenLayout):
+                attachment.session.policy.admit(layout, kind_for(_device(bound)))
+        self._limit(attachment, layouts, bound, branch, fresh=fresh)
         here.moment = Moment(
             self._run, expert, self._step, self._clock.steps, (row,), layouts, recurs
         )
@@ -102,7 +111,7 @@ class Caller:
         run = self._run
         if run is None or run.over:
             if self._outside is None or self._outside.over:
-                self._outside = Run(1, attachment.session.settings.cache_limit)
+                self._outside = Run(1, attachment.session.fixed_limit)
             run = self._outside
             _publish(run, attachment, owner)
         steps = max(run.steps, 1)
@@ -112,6 +121,12 @@ class Caller:
     def end_forward(self, moment: Moment, *, failed: bool) -> None:
         """The forward that `begin` started is over; where it failed, so is the run."""
         moment.run.ledger.forward_ended()
+        # It holds the session, and must not outlive the forward.
+        first, self._size = self._size, None
+        if first is not None and not failed:
+            session, size, device = first
+            moment.run.store.restrict(session.auto.after(size, device))
+            _warn(moment.run)
         if failed:
             self.end()
         elif moment.step == moment.steps - 1:
@@ -133,6 +148,40 @@ class Caller:
         for attachment in self._places:
             attachment.here.moment, attachment.here.inside = None, False
         self._places.clear()
+
+    def _limit(
+        self,
+        attachment: Attachment,
+        layouts: Mapping[str, Any],
+        bound: Mapping[str, Any],
+        branch: str,
+        *,
+        fresh: bool,
+    ) -> None:
+        """What this forward may keep, and at the first of a run what all will want to keep."""
+        assert self._run is not None
+        session, hidden = attachment.session, bound.get("hidden_states")
+        if not isinstance(hidden, torch.Tensor):
+            return
+        size = (attachment.expert, tuple(layouts.items()), tuple(hidden.shape), hidden.dtype)
+        if not fresh and size == self._known:
+            return
+        self._known = size
+        if session.settings.cache_limit == "auto":
+            self._run.store.restrict(session.auto.before(size, hidden.device))
+            self._size = session, size, hidden.device
+        config: Any = attachment.model.config
+        width = config.num_attention_heads * config.attention_head_dim * hidden.element_size()
+        rows = hidden.shape[0] * (2 if branch == "cond" else 1)  # another forward for "uncond"
+        wanted = 0
+        for site in (bound_site.site for bound_site in attachment.sites):
+            layout = layouts.get(site.layout)
+            if isinstance(layout, TokenLayout) and session.policy.reuses(site):
+                tokens = layout.length if site.kind == "self" else layout.video_length
+                wanted += rows * tokens * width
+        self._run.estimate = max(self._run.estimate, wanted)
+        if self._size is None:
+            _warn(self._run)
 
     def _recurs(self, whose: Whose) -> bool:
         """Whether a step has one forward of this expert, branch and prompt: nothing tells several,
@@ -285,6 +334,16 @@ def _calling_pipeline() -> tuple[Any, int | None, set[int]]:
         if isinstance(caller, (DiffusionPipeline, ModularPipeline)):
             return caller, each, pipes
     return pipe, None, pipes
+
+
+def _warn(run: Run) -> None:
+    limit = run.store.limit
+    if limit is not None and run.estimate > limit:
+        warnings.warn(
+            f"dit_accel: reuse wants to keep about {run.estimate / 2**20:,.1f} MiB, cache_limit "
+            f"allows {limit / 2**20:,.1f} MiB: sites that save most for each byte keep theirs.",
+            stacklevel=2,
+        )
 
 
 def _device(bound: Mapping[str, Any]) -> torch.device:

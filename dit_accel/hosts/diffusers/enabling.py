@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dit_accel.engine.attend import run as attend_route
+from dit_accel.engine.budget import parse_limit
 from dit_accel.engine.call import Moment, Row
 from dit_accel.engine.policy import Policy
 from dit_accel.engine.profile import Profile, load_profile, with_overrides
@@ -45,8 +46,9 @@ def enable(
     steps: int | None = None,
     strict: bool | str = False,
     backend: str | None = None,
-    cache_limit: int | None = None,
+    cache_limit: int | str | None = "auto",
     overrides: Mapping[str, Any] | None = None,
+    branches: Sequence[str] | None = None,
 ) -> DiffusersSession:
     """Enable sparse attention on a transformer that your own loop drives.
 
@@ -56,6 +58,7 @@ def enable(
             read; or a function that returns the schedulers that may drive it.
         profile: as for `pipe.enable_sparse_attention`.
         steps: number of denoising steps, where there is no scheduler.
+        branches: the CFG branches that the loop will name; rules for others are then refused.
 
     Returns:
         What was attached; its `report()` tells what the last run did.
@@ -77,14 +80,15 @@ def enable(
             " A pipeline has the method enable_sparse_attention()."
         )
     adapter = _adapter(experts)
-    _check_options(strict, backend, cache_limit, steps)
+    _check_options(strict, backend, steps)
+    limit = parse_limit(cache_limit)
     chosen = load_profile(profile, adapter.family)
     if overrides is not None:
         chosen = with_overrides(chosen, overrides)
     found = [site for n, model in experts.items() for site, _ in sites_of(model, n, adapter)]
     session = DiffusersSession(
-        Policy(chosen, found),
-        Settings(strict, backend, steps, cache_limit),
+        Policy(chosen, found, branches),
+        Settings(strict, backend, steps, limit),
         adapter=adapter,
         model=type(next(iter(experts.values()))).__name__,
         schedulers=scheduler if callable(scheduler) else (lambda: [scheduler]),
@@ -113,7 +117,9 @@ def enable_pipeline(pipe: Any, profile: str | Path | Profile, **options: Any) ->
         return [getattr(owner(), "scheduler", None)]
 
     before = _sessions.get(pipe)
-    session = enable(_experts(pipe), schedulers, profile, **options)
+    experts = _experts(pipe)
+    options["branches"] = _adapter(experts).branches
+    session = enable(experts, schedulers, profile, **options)
     if before is not None:
         _end(before)
     _sessions[pipe] = session
@@ -303,11 +309,10 @@ def _adapter(experts: Mapping[str, nn.Module], enabled: Adapter | None = None) -
     return first
 
 
-def _check_options(strict: Any, backend: Any, cache_limit: Any, steps: Any) -> None:
+def _check_options(strict: Any, backend: Any, steps: Any) -> None:
     if not isinstance(strict, bool) and strict != "except-breakeven":
         raise DitAccelError(f"strict must be True, False or 'except-breakeven', got {strict!r}.")
     if backend is not None and backend not in BACKENDS:
         raise unknown("backend", str(backend), BACKENDS)
-    for name, value, least in (("cache_limit", cache_limit, 0), ("steps", steps, 1)):
-        if value is not None and (type(value) is not int or value < least):
-            raise DitAccelError(f"{name} is a whole number >= {least} or None, got {value!r}.")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise DitAccelError(f"steps is a whole number >= 1 or None, got {steps!r}.")

@@ -50,7 +50,7 @@ class DiffusersSession(Session):
         """The last run of a pipeline, or of this session's own loop; an empty one before that."""
         theirs = None if owner is self else self.runs.get(owner)
         found = theirs or self.here.run or self.runs.get(self)
-        return found or Run(0, self.settings.cache_limit)
+        return found or Run(0, self.fixed_limit)
 
     def report(self, reset: bool = False) -> Report:
         """The receipt of the last denoising run of a loop of your own; `reset` then forgets it."""
