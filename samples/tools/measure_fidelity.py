@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,13 +35,25 @@ from dit_accel.models.find import find_model
 
 BLOCKS: dict[str, dict[str, Any]] = {"small": {"tile": [3, 4, 4]}, "hopper": {}}
 BACKENDS = {"small": "triton", "hopper": "hopper"}
-DENSITIES = (0.2, 0.1, 0.25)
-SELECTORS = ("probe_error", "block_topk", "probe")
-TAILS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("linear", {}),
-    ("drop", {}),
-    ("pooled", {}),
-    ("linear", {"pool": 16}),
+PLAIN: dict[str, Any] = {}
+FINE: dict[str, Any] = {"pool": 16}
+Policy = tuple[str, str, float, str, dict[str, Any]]
+"""Blocks, selector, density, tail and its parameters."""
+# Densities at which costs come to 0.15, 0.25 and 0.30.
+POLICIES: tuple[Policy, ...] = (
+    *(("small", "probe_error", d, "linear", PLAIN) for d in (0.215, 0.115, 0.265)),
+    *(("small", "probe_error", d, "linear", FINE) for d in (0.225, 0.175, 0.075)),
+    *(("small", "block_topk", d, "drop", PLAIN) for d in (0.25, 0.15, 0.3)),
+    *(("hopper", "probe_error", d, "linear", PLAIN) for d in (0.2, 0.1, 0.25)),
+    *(("hopper", "block_topk", d, "drop", PLAIN) for d in (0.2, 0.1, 0.25)),
+    ("hopper", "probe_error", 0.2, "linear", FINE),
+    ("small", "block_topk", 0.215, "linear", PLAIN),
+    ("hopper", "block_topk", 0.2, "linear", PLAIN),
+    ("small", "probe_error", 0.215, "pooled", PLAIN),
+    ("hopper", "probe_error", 0.2, "pooled", PLAIN),
+    ("small", "probe", 0.215, "linear", PLAIN),
+    ("small", "probe_error", 0.25, "drop", PLAIN),
+    ("small", "probe_error", 0.215, "linear", {"slope": "head"}),
 )
 BATCH = 8
 COLUMNS = (
@@ -132,10 +143,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--device")
-    parser.add_argument("--selectors", nargs="*", default=SELECTORS)
-    parser.add_argument("--densities", nargs="*", type=float, default=DENSITIES)
-    parser.add_argument("--blocks", nargs="*", choices=BLOCKS, default=list(BLOCKS))
-    parser.add_argument("--tails", nargs="*", type=int, help="places in TAILS; all if not given")
+    parser.add_argument("--first", type=int, default=len(POLICIES), help="how many policies")
     options = parser.parse_args()
     runtime.quiet()
     bench = Bench(options)
@@ -149,11 +157,8 @@ def main() -> None:
         writer.writeheader()
         dense = {"blocks": "", "compute": "dense", "cost": 1.0}
         writer.writerow({**dense, **judged(judge, judge.dense), **fixed, **here})
-        tails = TAILS if options.tails is None else [TAILS[n] for n in options.tails]
-        for density, blocks, name, (kind, own) in itertools.product(
-            options.densities, options.blocks, options.selectors, tails
-        ):
-            row, clips = bench.run(blocks, name, density, kind, own)
+        for policy in POLICIES[: options.first]:
+            row, clips = bench.run(*policy)
             row |= judged(judge, clips)
             writer.writerow({**row, **fixed, **here})
             file.flush()
