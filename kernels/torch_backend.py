@@ -26,11 +26,12 @@ from dit_accel.kernels.blocks import BlockTable
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan, Visits
 from dit_accel.kernels.pooling import PooledKeys
-
-# Gathered keys and values of one batched call, bytes: within a CPU's caches; on a GPU large enough
-# to fill it, small beside the caller's own tensors.
-CPU_CHUNK_BYTES = 4 << 20
-GPU_CHUNK_BYTES = 256 << 20
+from dit_accel.kernels.torch_lists import (
+    CPU_CHUNK_BYTES,
+    GPU_CHUNK_BYTES,
+    attend_lists,
+    attention_and_lse,
+)
 
 Tokens = Tensor | slice
 Host = np.ndarray
@@ -69,6 +70,8 @@ def torch_attention(
 
     Rows without keys are 0 with LSE -inf.
     """
+    if plan.shape.online and not (plan.shape.kinds.partial or plan.shape.kinds.pooled):
+        return attend_lists(q, k, v, plan, scale, return_lse)
     batch, length, heads, _ = q.shape
     out = torch.empty_like(q) if plan.blocks.covers else torch.zeros_like(q)
     lse = None
@@ -127,12 +130,10 @@ def _attend(
     mask = _token_mask(plan, part, q)
     row_lse: Tensor | None = None
     careful = careful and mask is not None
-    if lse is not None or bias is not None or careful:  # F.sdpa rounds a bias to the type of q
+    if bias is None and not careful:
+        result, row_lse = attention_and_lse(query, key, value, mask, scale, lse is not None)
+    else:  # F.sdpa rounds a bias to the type of q
         result, row_lse = _with_lse(query, key, value, mask, scale, bias, careful)
-    else:
-        result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        if mask is not None:
-            result = result.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     batch, heads = q.shape[0], query.shape[1]
     # [B * G, H, nq, D] -> [B, G * nq, H, D]
     rows = result.unflatten(0, (batch, part.groups)).permute(0, 1, 3, 2, 4)

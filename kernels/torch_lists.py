@@ -1,8 +1,8 @@
 """The torch backend's way through plans that are made at each call: no group is looked for.
 
-Their lists are rows of equal length: a row's key blocks are gathered side by side, with a mask where
-a block is short or a list has fewer, and many rows run as one batched call. Query blocks that are
-not video visit every key, all as one call.
+Their lists are rows of equal length: a row's key blocks are gathered side by side, with a mask
+where a block is short or a list has fewer, and many rows run as one batched call. Query blocks that
+are not video visit every key, all as one call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dit_accel.kernels.blocks import Blocks, block_tokens
 from dit_accel.kernels.once import once
 from dit_accel.kernels.plan import BlockPlan
 
-# Gathered keys and values of one batched call, bytes.
+# Gathered keys and values of one batched call, bytes: within a CPU's caches; on a GPU large enough
+# to fill it, small beside the caller's own tensors.
 CPU_CHUNK_BYTES = 4 << 20
 GPU_CHUNK_BYTES = 256 << 20
 
@@ -143,15 +144,12 @@ def _text(
 def attention_and_lse(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention [B, H, n, D], and the LSE float32 [B, H, n] where it is asked for.
+    """Attention [B, H, n, D], and the LSE float32 [B, H, n] where it is asked for (or at hand).
 
     mask: bool [B, 1, 1 or n, m]; a row that keeps nothing is 0 with LSE -inf.
     """
-    if not with_lse:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        return (out if mask is None else out.masked_fill(~mask.any(-1, keepdim=True), 0.0)), None
     fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    if fused is not None and q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
+    if fused is not None and q.device.type == "cpu":
         bias = None
         if mask is not None:
             bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
@@ -162,6 +160,9 @@ def attention_and_lse(
             out = out.masked_fill(empty.unsqueeze(-1), 0.0)
             lse = lse.masked_fill(empty, -torch.inf)
         return out, lse.float()
+    if not with_lse:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return (out if mask is None else out.masked_fill(~mask.any(-1, keepdim=True), 0.0)), None
     return written_out(q, k, v, mask, scale)
 
 

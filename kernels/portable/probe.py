@@ -15,7 +15,7 @@ from torch import Tensor
 from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.launching import alike, launches_of
 from dit_accel.kernels.launching import launch as launch_kept
-from dit_accel.kernels.portable.steps import padded_dim
+from dit_accel.kernels.portable.steps import boxable, describe, machine_of, padded_dim
 
 # Bytes of a number -> mean queries of a step, warps, stages.
 STEPS = {4: (32, 4, 2), 2: (64, 4, 2)}
@@ -23,11 +23,11 @@ STEPS = {4: (32, 4, 2), 2: (64, 4, 2)}
 
 @triton.jit
 def _probe(
-    q_ptr, k_ptr, order, starts, lengths, mass_ptr, shift_ptr, rank_ptr,
+    q_ptr, q_desc, k_ptr, order, starts, lengths, mass_ptr, shift_ptr, rank_ptr,
     heads, group, queries, first, video, padded,
     stride_kb, stride_kn, stride_kh, stride_kd, stride_len, scale, floor,
     D: tl.constexpr, DP: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, EACH: tl.constexpr,
-    RANK: tl.constexpr, HAS_ORDER: tl.constexpr,
+    RANK: tl.constexpr, HAS_ORDER: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     block = pid % video
@@ -55,10 +55,13 @@ def _probe(
     for low in range(0, video, BM):
         rows = low + tl.arange(0, BM)
         there = rows < video
-        q = tl.load(
-            q_ptr + ((sample * queries + first + rows) * heads + head)[:, None] * D + dims[None, :],
-            mask=there[:, None] & (dims < D)[None, :], other=0.0,
-        )  # [BM, DP]  # fmt: skip
+        if TMA:
+            q = q_desc.load([sample.to(tl.int32), first + low, head, 0]).reshape(BM, DP)
+        else:
+            at = ((sample * queries + first + rows) * heads + head)[:, None] * D + dims[None, :]
+            q = tl.load(
+                q_ptr + at, mask=there[:, None] & (dims < D)[None, :], other=0.0
+            )  # [BM, DP]
         # [BM, BK]; what is past the block's end is 0, as its keys are
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         held = s + outside[None, :]
@@ -105,20 +108,24 @@ def launch(
     video = blocks.video_blocks
     padded = -(-video // 16) * 16  # rows begin where vectors can
     counts = (video, video * each) if floor is None else (video, video * each, video)
+    rows, warps, stages = STEPS[means.element_size()]
     mass, shift, *ranks = (
         torch.empty((batch, heads, n, padded), dtype=torch.float32, device=k.device) for n in counts
     )
+    boxes = machine_of(k.device).tma and boxable(means)
+    described = describe(means, rows, padded_dim(dim)) if boxes else means
     arguments = (
-        means, k, blocks.k.starts if blocks.k.order is None else blocks.k.order, blocks.k.starts,
-        blocks.k.lengths, mass, shift, *(ranks or [mass]), heads, heads // k.shape[2], queries,
+        means, described, k, blocks.k.starts if blocks.k.order is None else blocks.k.order,
+        blocks.k.starts, blocks.k.lengths, mass, shift, *(ranks or [mass]), heads,
+        heads // k.shape[2], queries,
         blocks.first_video, video, padded, *k.stride(),
         blocks.k.sample_stride, scale, floor or 0.0,
     )  # fmt: skip
-    rows, warps, stages = STEPS[means.element_size()]
     constants = {
         "D": dim, "DP": padded_dim(dim), "BK": max(16, triton.next_power_of_2(blocks.block_k)),
         "BM": rows, "EACH": each, "RANK": floor is not None,
-        "HAS_ORDER": blocks.k.order is not None, "num_warps": warps, "num_stages": stages,
+        "HAS_ORDER": blocks.k.order is not None, "TMA": boxes, "num_warps": warps,
+        "num_stages": stages,
     }  # fmt: skip
     programs = batch * heads * video
     if programs:

@@ -234,6 +234,8 @@ def _join(
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
     scale_2 = scale * 1.4426950408889634
+    # Loaded one step ahead: in time it would be waited for.
+    ahead = tl.load(bias_at + columns, mask=columns < pooled, other=float("-inf"))  # [BN]
     for low in range(0, pooled, BN):
         number = low + columns
         there = number < pooled
@@ -250,7 +252,8 @@ def _join(
                 value_at + number.to(tl.int64)[:, None] * stride_pvn + dims[None, :] * stride_pvd,
                 mask=some, other=0.0,
             )  # fmt: skip
-        bias = tl.load(bias_at + number, mask=there, other=float("-inf")) * 1.4426950408889634
+        bias = ahead * 1.4426950408889634
+        ahead = tl.load(bias_at + number + BN, mask=number + BN < pooled, other=float("-inf"))
         # A bias of -inf leaves no score: keys are finite where a block has any token.
         s = tl.fma(tl.dot(q, tl.trans(k), input_precision="ieee"), scale_2, bias[None, :])
         highest = tl.maximum(top, tl.max(s, 1))
