@@ -308,17 +308,20 @@ class TokenLayout:
             raise DitAccelError(f"spans: {self.obstacle}.")
 
     @cached_property
-    def obstacle(self) -> str | None:
-        """Why no plan can be made, or None.
+    def too_large(self) -> str | None:
+        """Why no plan that looks at places in the video can be made, or None."""
+        if max(self.grid) <= MAX_AXIS and self.video_length <= MAX_VIDEO:
+            return None
+        return (
+            f"grid {'x'.join(map(str, self.grid))}: plans take axes of at most {MAX_AXIS:,} "
+            f"tokens and videos of at most {MAX_VIDEO:,}"
+        )
 
-        Either the video is too large, or no order of a span puts the valid tokens of all samples
+    @cached_property
+    def obstacle(self) -> str | None:
+        """Why no plan can be made, or None: no order of a span puts the valid tokens of all samples
         first. There is one where samples share their valid tokens, or each has some of the next's.
         """
-        if max(self.grid) > MAX_AXIS or self.video_length > MAX_VIDEO:
-            return (
-                f"grid {'x'.join(map(str, self.grid))}: plans take axes of at most {MAX_AXIS:,} "
-                f"tokens and videos of at most {MAX_VIDEO:,}"
-            )
         able = all(span.tokens is None or _one_order(span) for span in self.spans)
         return None if able else NO_PREFIX
 

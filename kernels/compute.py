@@ -198,11 +198,17 @@ class Compute(Parametrised):
     """What makes plans; its parameters are keys of a profile's rule too.
 
     by_head: whether query heads may differ, so that plans need their number. online: whether plans
-    come from q and k, call by call.
+    come from q and k, call by call. everywhere: whether it does not ask where tokens are, so that
+    a video may be of any size.
     """
 
     by_head: ClassVar[bool] = False
     online: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = False
+
+    def obstacle(self, layout: TokenLayout) -> str | None:
+        """Why it can make no plan for a layout, or None."""
+        return layout.obstacle or (None if self.everywhere else layout.too_large)
 
     @abstractmethod
     def tiling(self, layout: TokenLayout, kind: LayoutKind) -> Tiling:

@@ -15,6 +15,7 @@ from dit_accel.engine.reuse import output as reuse_output
 from dit_accel.engine.route import Route
 from dit_accel.engine.session import Session
 from dit_accel.errors import StrictError
+from dit_accel.kernels.compute import Compute
 from dit_accel.layout import TokenLayout
 
 BREAK_EVEN = "below break-even"
@@ -39,7 +40,7 @@ def attend(call: Call, site: Site, moment: Moment, session: Session) -> Tensor:
     layout = moment.layouts.get(site.layout, "not known to this model")
     if isinstance(layout, str):
         return _unplanned(turn, f"layout: {layout}")
-    if (reason := _obstacle(call, site, layout)) is not None:
+    if (reason := _obstacle(call, site, layout, compute)) is not None:
         return _unplanned(turn, reason)
     q, k, v = call.bshd()
     tail, backend = turn.decision.tail, session.settings.backend
@@ -138,12 +139,12 @@ class _Turn(NamedTuple):
     decision: Decision
 
 
-def _obstacle(call: Call, site: Site, layout: TokenLayout) -> str | None:
+def _obstacle(call: Call, site: Site, layout: TokenLayout, compute: Compute) -> str | None:
     """Why this call cannot run a compute over tokens laid out so, None where it can."""
     if call.lengths != (layout.length, layout.length):
         return "layout: not the video's own attention"
-    if layout.obstacle is not None:
-        return f"layout: {layout.obstacle}"
+    if (reason := compute.obstacle(layout)) is not None:
+        return f"layout: {reason}"
     if call.mask is not None and site.masks != "key_padding":
         return "attention mask"
     if call.dropout or call.causal:

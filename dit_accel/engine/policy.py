@@ -97,9 +97,11 @@ class Policy:
 
         Layouts that no plan can be made for have their `obstacle` counted instead.
         """
-        if (layout, kind) in self._admitted or layout.obstacle is not None:
+        if (layout, kind) in self._admitted:
             return
         for compute, _ in self.computes():
+            if compute.obstacle(layout) is not None:
+                continue
             check_blocks(compute.tiling(layout, kind))
             if isinstance(compute, Pattern):
                 compute.check(layout, kind, max((s.heads for s in self._sites), default=0) or None)

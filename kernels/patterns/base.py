@@ -127,6 +127,8 @@ class Pattern(Compute):
         heads: number of query heads, for patterns that differ per head.
         layout_kind: what the backend reads; None is `kind_for(device)`.
         """
+        if (reason := self.obstacle(layout)) is not None:
+            raise DitAccelError(f"spans: {reason}.")
         tiling, unions, follows = self.for_heads(layout, layout_kind or kind_for(device), heads)
         return build_plan(layout, tiling, unions, device, follows)
 

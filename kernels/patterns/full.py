@@ -18,6 +18,7 @@ class Full(Pattern):
     """Keeps every pair of valid tokens; the video is cut in runs of consecutive tokens."""
 
     name: ClassVar[str] = "full"
+    everywhere: ClassVar[bool] = True
 
     def choose(self, grid: Triple, kind: LayoutKind, others: int) -> Tiling:
         """See Pattern."""

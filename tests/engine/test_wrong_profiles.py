@@ -86,7 +86,7 @@ AT_ENABLE = [
     (WAN, "reuse = {every = 2, max_age = 2}", "fraction of the run"),
     (WAN, "reuse = {every = 2, what = 'input'}", "unknown reuse.what"),
     (WAN, f"attention = 'cross'\n{DISC}", "cross-attention"),
-    (WAN, f"{DISC}\ntail = 'linear'", "unknown tail"),
+    (WAN, f"{DISC}\ntail = 'linaer'", "unknown tail"),
     (WAN, "union = ['block_topk']", "union: expected patterns"),
 ]
 AT_FIRST_CALL = [

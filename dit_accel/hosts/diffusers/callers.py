@@ -80,6 +80,7 @@ class Caller:
             # thread may end in the middle of a loop.
             self._last.detach()
             self._last = finalize(self, self._run.end)
+            self._known = None
         elif self._expert != expert:
             self._run.store.forget(expert=self._expert)
         self._expert = expert
@@ -94,7 +95,7 @@ class Caller:
         for layout in layouts.values():
             if isinstance(layout, TokenLayout):
                 attachment.session.policy.admit(layout, kind_for(_device(bound)))
-        self._limit(attachment, layouts, bound, branch, fresh=fresh)
+        self._limit(attachment, layouts, bound, branch)
         here.moment = Moment(
             self._run, expert, self._step, self._clock.steps, (row,), layouts, recurs
         )
@@ -155,8 +156,6 @@ class Caller:
         layouts: Mapping[str, Any],
         bound: Mapping[str, Any],
         branch: str,
-        *,
-        fresh: bool,
     ) -> None:
         """What this forward may keep, and at the first of a run what all will want to keep."""
         assert self._run is not None
@@ -164,7 +163,7 @@ class Caller:
         if not isinstance(hidden, torch.Tensor):
             return
         size = (attachment.expert, tuple(layouts.items()), tuple(hidden.shape), hidden.dtype)
-        if not fresh and size == self._known:
+        if size == self._known:
             return
         self._known = size
         if session.settings.cache_limit == "auto":

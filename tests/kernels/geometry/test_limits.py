@@ -72,7 +72,7 @@ def test_grids_that_are_too_large_say_so(name: str, parameters: dict, grid: tupl
     layout = TokenLayout(grid)
     with pytest.raises(DitAccelError, match=f"grid {grid[0]}x{grid[1]}x{grid[2]}: plans take"):
         plan_for(layout, pattern(name, **parameters), "cpu")
-    assert layout.obstacle is not None  # so that a pipeline's call runs dense, with this reason
+    assert layout.too_large is not None  # so that a pipeline's call runs dense, with this reason
     assert time.perf_counter() - begin < 2
 
 
