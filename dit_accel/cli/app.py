@@ -101,7 +101,7 @@ def computes(
         str | None, typer.Argument(help="Show the parameters of this one.", show_default=False)
     ] = None,
 ) -> None:
-    """List the patterns and selectors that a profile can name, or the parameters of one."""
+    """List the patterns, selectors and tails of profiles, or the parameters of one."""
     from dit_accel.cli.tables import computes_table
 
     out.print(computes_table(name))

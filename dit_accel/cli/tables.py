@@ -27,22 +27,26 @@ def profiles_table(family: str | None = None) -> Table:
 
 
 def computes_table(name: str | None = None) -> Table:
-    """What a profile's rule can name as its compute; of one of them, the parameters."""
+    """What a profile's rule can name as compute and tail; of one of them, the parameters."""
     runtime.quiet()
+    from dit_accel.kernels.compute import Parametrised
     from dit_accel.kernels.computes import COMPUTES
+    from dit_accel.kernels.tails import TAILS
 
+    known: dict[str, type[Parametrised]] = {**COMPUTES, **TAILS}
     if name is None:
-        table = Table("Compute", "What it does", "Parameters", title="Computes", show_lines=True)
-        for each, kind in COMPUTES.items():
+        columns = ("Compute", "What it does", "Parameters")
+        table = Table(*columns, title="Computes and tails", show_lines=True)
+        for each, kind in known.items():
             keys = ", ".join(parameter.name for parameter in kind.parameters())
-            table.add_row(each, Text(_summary(kind)), keys)
+            table.add_row(f"tail {each}" if each in TAILS else each, Text(_summary(kind)), keys)
         table.caption = "Their parameters: dit-accel computes NAME."
         return table
-    if name not in COMPUTES:
-        raise unknown("compute", name, COMPUTES)
+    if name not in known:
+        raise unknown("compute", name, known)
     columns = ("Parameter", "Default", "Legal", "What it means")
-    table = Table(*columns, title=name, caption=_summary(COMPUTES[name]), show_lines=True)
-    for row in COMPUTES[name].parameters():
+    table = Table(*columns, title=name, caption=_summary(known[name]), show_lines=True)
+    for row in known[name].parameters():
         unit = f" Unit: {row.unit}." if row.unit else ""
         table.add_row(row.name, Text(row.default_text), Text(row.legal), Text(row.help + unit))
     return table

@@ -19,6 +19,10 @@ PROFILES = {
     "exact": HEAD + "compute = 'disc'\nexact = true\n",
     "block_topk": HEAD + "compute = 'block_topk'\ndensity = 0.4\n",
     "block_topp": HEAD + "compute = 'block_topp'\np = 0.8\n",
+    "linear_tail": HEAD + "compute = 'probe_error'\ndensity = 0.4\ntail = 'linear'\n",
+    "window_and_tail": HEAD
+    + "compute = 'sliding_tile'\nwindow = {tiles = [1, 3, 3]}\n"
+    + "tail = {kind = 'linear', slope = 8, weights = 'count'}\n",
     "reuse": HEAD + "reuse = {every = 2}\n[[rule]]\nattention = 'cross'\nreuse = {every = 2}\n",
     "dense": HEAD + "compute = 'dense'\n",
 }
