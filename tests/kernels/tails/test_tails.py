@@ -115,6 +115,8 @@ def test_linear(
     layout: TokenLayout, tile: Any, params: Any, how: Any, name: str, way: str, call: Make,
     video: Any, rule: Any,
 ) -> None:  # fmt: skip
+    if way == "triton" and name != "probe_error" and layout != VIDEO:
+        pytest.skip("interpreted: what a selector adds is seen in the first layout")
     made = tail("linear", **params)
     context = call(layout, tile, size=made.size(call(layout, tile).blocks), **how)
     plan = selector(name, density=0.3, tile=list(tile)).select(context)
@@ -188,8 +190,8 @@ def test_probe_selects_the_heaviest(way: str, call: Make, video: Any, rule: Any)
 @pytest.mark.parametrize("kind", [name for name in TAILS if name != "drop"])
 def test_nothing_left_is_dense(kind: str, way: str, call: Make, naive: Make) -> None:
     """Every block kept, and one block: the tail is nothing, the rows are dense attention's."""
-    for tile, density in (((1, 2, 4), 1.0), ((3, 5, 7), 0.1)):
-        context = call(VIDEO, tile)
+    for tile, density in (((3, 3, 4), 1.0), ((3, 5, 7), 0.1)):
+        context = call(VIDEO, tile, heads=1)
         plan = selector("probe", density=density, tile=list(tile)).select(context)
         out, lse = attended(context, plan, tail(kind))
         mask = torch.ones(1, 1, VIDEO.length, VIDEO.length, dtype=torch.bool)
@@ -215,8 +217,8 @@ def test_constant_keys_are_exact_pooled_ones(way: str, call: Make) -> None:
 
 
 def test_text_rows_are_left_alone(way: str, call: Make) -> None:
-    context = call(TEXT, (1, 2, 3), batch=2)
-    plan = selector("probe", density=0.2, tile=[1, 2, 3]).select(context)
+    context = call(TEXT, (3, 2, 3), batch=2, heads=1)
+    plan = selector("probe", density=0.2, tile=[3, 2, 3]).select(context)
     before, _ = block_sparse_attention(
         context.q, context.k, context.v, plan, scale=SCALE, return_lse=True, backend="torch"
     )
@@ -229,8 +231,8 @@ def test_text_rows_are_left_alone(way: str, call: Make) -> None:
 def test_some_heads_at_a_time(call: Make, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     from dit_accel.kernels.tails import join
 
-    context = call(VIDEO, (1, 2, 4), heads=4, kv_heads=2)
-    plan = selector("probe", density=0.3, tile=[1, 2, 4]).select(context)
+    context = call(VIDEO, (3, 3, 4), heads=4, kv_heads=2)
+    plan = selector("probe", density=0.3, tile=[3, 3, 4]).select(context)
     at_once = attended(context, plan, tail("linear"))
     monkeypatch.setattr(join, "_HELD", {"cuda": 1, "cpu": 1})
     one_by_one = attended(context, plan, tail("linear"))
@@ -240,8 +242,8 @@ def test_some_heads_at_a_time(call: Make, monkeypatch: pytest.MonkeyPatch, way: 
 def test_same_bits_twice(way: str, call: Make) -> None:
     results = []
     for _ in range(2):
-        context = call(TEXT, (1, 2, 3), batch=2, size=16)
-        plan = selector("probe_error", density=0.3, tile=[1, 2, 3]).select(context)
+        context = call(TEXT, (3, 2, 6), batch=2, heads=1, size=16)
+        plan = selector("probe_error", density=0.3, tile=[3, 2, 6]).select(context)
         results.append(attended(context, plan, tail("linear", pool=16)))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
