@@ -154,6 +154,8 @@ def attention_and_lse(
         if mask is not None:
             bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
             bias = bias.expand(-1, -1, q.shape[2], -1)
+        # It takes numbers of a row to be next to each other.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         out, lse = fused(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
         if mask is not None:
             empty = ~mask.any(-1)

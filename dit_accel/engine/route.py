@@ -234,7 +234,7 @@ def _route(
     if reason is None:
         check_call(*call, blocks, shape)
     padded = "lengths" not in BACKENDS[backend].forms
-    known = tail.density(blocks, padded)
+    known = tail.density(blocks, padded, isinstance(compute, Selector) and compute.probes)
     if plan is None:
         assert isinstance(compute, Selector)
         kept = compute.expected(blocks, padded)

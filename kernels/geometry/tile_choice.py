@@ -60,7 +60,7 @@ SAMPLE = 12
 # On axes longer than these only some of all edges are tried: what an axis sees takes its length
 # squared, for each of them.
 LONG = ((1024, (1, 2, 4, 8, 16, 32, 64, 128)),
-        (256, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)))  # fmt: skip
+        (640, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)))  # fmt: skip
 
 
 class Sight(Protocol):

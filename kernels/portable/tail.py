@@ -33,7 +33,7 @@ def _rows(
     pid = tl.program_id(0)
     row = pid % video
     line = pid // video
-    head = line % heads
+    head = (line % heads).to(tl.int64)
     sample = (line // heads).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
     inside = columns < video
@@ -106,7 +106,7 @@ def rows(
         "WEIGHTS": weights is not None, "num_warps": 4,
     }  # fmt: skip
     lists = visits.start.data_ptr() & 15, visits.count.data_ptr() & 15, visits.index.data_ptr() & 15
-    key = "tail rows", each, dtype, visits.count.shape, *lists, *alike(masses, shift)
+    key = "tail rows", each, dtype, mass is None, visits.count.shape, *lists, *alike(masses, shift)
     launch(launches_of(blocks), key, _rows, (batch * heads * video,), arguments, constants,
            shift.device)  # fmt: skip
     return bias[..., : video * each], weights

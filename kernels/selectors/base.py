@@ -53,10 +53,12 @@ class Context:
     tally: Tensor | None = None
     size: int | None = None
     _probe: Probe | None = field(default=None, init=False, repr=False)
+    _rank: Rank | None = field(default=None, init=False, repr=False)
 
     def probe(self, rank: Rank | None = None) -> Probe:
-        """The call's probe, made at the first question, with a rank if that one asks for it."""
-        if self._probe is None:
+        """The call's probe: one that is there, if it has the rank, else made now."""
+        if self._probe is None or (rank is not None and self._rank != rank):
+            self._rank = rank
             size = self.size or self.blocks.block_k
             self._probe = probe(self.q, self.k, self.blocks, self.scale, size, rank)
         return self._probe
@@ -64,11 +66,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Selector(Compute):
-    """A selector; the score of query block i and key block j is scale x qbar_i . kbar_j, with the
+    """A selector. The score of query block i and key block j is scale x qbar_i . kbar_j, with the
     means over the valid tokens of each, unless it has `scores` of its own."""
 
     online: ClassVar[bool] = True
     by_head: ClassVar[bool] = True
+    probes: ClassVar[bool] = False  # whether it asks for the call's probe
 
     sinks: int = param(
         0, low=0, unit="tiles", help="Tiles along t, from the first, that all queries see."

@@ -23,6 +23,7 @@ class ProbeSelector(Selector):
     """Keeps a fixed share of the video's key blocks, those that a probe finds heaviest."""
 
     name: ClassVar[str] = "probe"
+    probes: ClassVar[bool] = True
 
     density: float = param(
         0.2, above=0, high=1, usual=(0.1, 0.3),

@@ -47,23 +47,27 @@ class Tail(Parametrised):
         """
         join_tail(context, plan, self.form(plan.blocks), out, lse)
 
-    def density(self, blocks: Blocks, padded: bool = True) -> float:
-        """What it adds to a call's launched density: a pooled key is a key, a score without a value
-        half of one.
+    def density(self, blocks: Blocks, padded: bool = True, probed: bool = False) -> float:
+        """What it adds to a launched density: a pooled key is a key; a probe, which is scores without
+        values, counts half.
 
         padded: whether blocks are computed with all their slots; else with their own tokens.
+        probed: whether the selector of the call makes a probe in any case.
         """
-        if self.empty or not blocks.video_blocks:
+        if not blocks.video_blocks:
             return 0.0
-        form, video = self.form(blocks), blocks.video_blocks
-        own = slice(blocks.first_video, blocks.first_video + video)
-        queries, keys = (table.lengths[0, own].cpu() for table in (blocks.q, blocks.k))
+        form = None if self.empty else self.form(blocks)
+        video = slice(blocks.first_video, blocks.first_video + blocks.video_blocks)
+        queries, keys = (table.lengths[0, video].cpu() for table in (blocks.q, blocks.k))
         if padded:
-            queries, keys = (torch.full_like(x, blocks.block_k) for x in (queries, keys))
-        size = min(form.size, blocks.block_k)
-        pairs = float(queries.sum()) * float((-(-keys // size)).sum())
-        if form.exact:
-            pairs += video * float(keys.sum()) / 2
+            queries = torch.full_like(queries, blocks.block_q)
+            keys = torch.full_like(keys, blocks.block_k)
+        pairs = 0.0
+        if form is not None:
+            size = min(form.size, blocks.block_k)
+            pairs = float(queries.sum()) * float((-(-keys // size)).sum())
+        if probed or (form is not None and form.exact):
+            pairs += blocks.video_blocks * float(keys.sum()) / 2
         return pairs / (blocks.q_length * blocks.k_length)
 
 

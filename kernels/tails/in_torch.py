@@ -11,6 +11,9 @@ from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.probe import Pieces
 
+# Scores that are held at a time.
+_CHUNK = 1 << 23
+
 
 def rows(
     mass: Tensor | None, shift: Tensor, plan: BlockPlan, each: int, dtype: torch.dtype
@@ -68,31 +71,47 @@ def join(
     q: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, pooled: PooledKeys, bias: Tensor,
     slope: Tensor | None, rows_of_slope: int, heads: range, scale: float,
 ) -> None:  # fmt: skip
-    """See `portable.tail.join`."""
-    first, stop = blocks.first_video, blocks.first_video + blocks.video_blocks
-    some = slice(heads.start, heads.stop)
-    group = q.shape[2] // pooled.key.shape[2]
+    """See `portable.tail.join`; some query blocks at a time."""
+    first = blocks.first_video
+    scores = max(1, len(heads) * blocks.block_q * pooled.count)
+    step = max(1, _CHUNK // scores)
     for sample in range(len(q)):
         tokens, real = block_tokens(blocks.q, sample, blocks.block_q)
-        tokens, real = tokens[first:stop], real[first:stop]
-        query = q[sample, :, some].index_select(0, tokens.flatten()).float()
-        query = query.unflatten(0, tokens.shape).permute(2, 0, 1, 3)  # [h, NV, slots, D]
         key, value = (
-            x[sample].transpose(0, 1).repeat_interleave(group, 0)[some].float()[:, None]
+            x[sample].transpose(0, 1).repeat_interleave(q.shape[2] // x.shape[2], 0)
             for x in (pooled.key, pooled.value)
-        )  # [h, 1, NP, D]
-        score = query @ key.mT * scale + bias[sample, some, :, None]
-        far = score.logsumexp(-1)  # [h, NV, slots]
-        base = torch.where(far.isneginf(), 0.0, far).unsqueeze(-1)
-        tail = (score - base).exp() @ value
-        if slope is not None:
-            per_block = slope[sample].repeat_interleave(rows_of_slope, 1)[:, : len(tokens)]
-            tail = tail + query @ per_block.float() * scale
-        # Slots past a block's end are left out: each token is written once.
-        where = tokens[real]
-        tail, far = tail[:, real].transpose(0, 1)[None], far[:, real][None]
-        near = out[sample, :, some].index_select(0, where)[None]
-        near_lse = lse[sample, some].index_select(1, where)[None]
-        joined, joined_lse = merge(near, near_lse, tail.contiguous(), far.contiguous())
-        out[sample, :, some] = out[sample, :, some].index_copy(0, where, joined[0])
-        lse[sample, some] = lse[sample, some].index_copy(1, where, joined_lse[0])
+        )
+        key, value = (x[heads.start : heads.stop].float()[:, None] for x in (key, value))
+        for low in range(0, blocks.video_blocks, step):
+            part = slice(low, min(low + step, blocks.video_blocks))
+            own = slice(first + part.start, first + part.stop)
+            rows = torch.arange(part.start, part.stop, device=q.device) // rows_of_slope
+            maps = None if slope is None else slope[sample][:, rows].float()
+            some = slice(heads.start, heads.stop)
+            _join_rows(
+                q[sample, :, some], out[sample, :, some], lse[sample, some], tokens[own],
+                real[own], key, value, bias[sample, some, part], maps, scale,
+            )  # fmt: skip
+
+
+def _join_rows(
+    q: Tensor, out: Tensor, lse: Tensor, tokens: Tensor, real: Tensor, key: Tensor, value: Tensor,
+    bias: Tensor, maps: Tensor | None, scale: float,
+) -> None:  # fmt: skip
+    """q, out [L, h, D], lse [h, L], tokens and real [n, slots], key and value [h, 1, NP, D],
+    bias [h, n, NP], maps [h, n, D, D]."""
+    query = q.index_select(0, tokens.flatten()).float()
+    query = query.unflatten(0, tokens.shape).permute(2, 0, 1, 3)  # [h, n, slots, D]
+    score = query @ key.mT * scale + bias[:, :, None]
+    far = score.logsumexp(-1)  # [h, n, slots]
+    base = torch.where(far.isneginf(), 0.0, far).unsqueeze(-1)
+    tail = (score - base).exp() @ value
+    if maps is not None:
+        tail = tail + query @ maps * scale
+    # Slots past a block's end are left out: each token is written once.
+    where = tokens[real]
+    tail, far = tail[:, real].transpose(0, 1)[None], far[:, real][None]
+    near, near_lse = out.index_select(0, where)[None], lse.index_select(1, where)[None]
+    joined, joined_lse = merge(near, near_lse, tail.contiguous(), far.contiguous())
+    out.index_copy_(0, where, joined[0])
+    lse.index_copy_(1, where, joined_lse[0])

@@ -94,7 +94,7 @@ class Bench:
 
     def run(self, blocks: str, name: str, density: float, kind: str, own: dict[str, Any]) -> Any:
         """(columns, clips) of a policy in every layer and step."""
-        rule = compute(name, density=density, **BLOCKS[blocks])
+        rule: Any = compute(name, density=density, **BLOCKS[blocks])
         made = tail(kind, **own)
         backend = "torch" if self.device.type == "cpu" else BACKENDS[blocks]
         profile = Profile("measured", rules=(Rule(compute=rule, tail=made),), breakeven=False)
@@ -106,7 +106,7 @@ class Bench:
         (route,) = {r.blocks: r for r in api.session_of(self.pipe).routes.routes}.values()
         cost = found["launched_density"]
         if blocks == "small":
-            cost = found["kept_density"] + made.density(route.blocks, padded=False)
+            cost = found["kept_density"] + made.density(route.blocks, False, rule.probes)
         tokens = route.blocks.q_length
         self.pipe.disable_sparse_attention()
         return {

@@ -19,6 +19,7 @@ import torch
 from diffusers import DiffusionPipeline, ModularPipeline
 
 from dit_accel.engine.call import Moment, Row
+from dit_accel.engine.policy import branch_class
 from dit_accel.engine.run import Run
 from dit_accel.hosts.diffusers.attachment import Attachment, unwrapped
 from dit_accel.hosts.diffusers.clock import StepClock
@@ -171,7 +172,8 @@ class Caller:
             self._size = session, size, hidden.device
         config: Any = attachment.model.config
         width = config.num_attention_heads * config.attention_head_dim * hidden.element_size()
-        rows = hidden.shape[0] * (2 if branch == "cond" else 1)  # another forward for "uncond"
+        # Another forward for the other branch.
+        rows = hidden.shape[0] * (1 if branch_class(branch) == "any" else 2)
         wanted = 0
         for site in (bound_site.site for bound_site in attachment.sites):
             layout = layouts.get(site.layout)

@@ -128,7 +128,8 @@ def _attend(
     if bound is bound.attachment.sites[-1]:
         callers.end_attention(bound.attachment, failed=False)
     if bound.session.decide(bound.site, moment).reuse is not None:
-        return output.clone()  # what is kept: the graph may write over what an operator returns
+        # What is kept: the graph may write over what an operator returns.
+        return output.clone(memory_format=torch.contiguous_format)
     return output.contiguous()
 
 

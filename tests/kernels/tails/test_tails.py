@@ -285,3 +285,21 @@ def test_density_counts_pooled_keys_and_probes(call: Make) -> None:
     assert tail("linear").density(blocks) == pytest.approx((9 * slots + 9 * slots / 2) / pairs)
     more = 9 * slots * slots // 16 + 9 * slots / 2
     assert tail("linear", pool=16).density(blocks) == pytest.approx(more / pairs)
+
+
+def test_tails_over_the_same_blocks_do_not_mix(way: str, call: Make) -> None:
+    """Launches are kept with the blocks: one with weights is none without."""
+    context = call(VIDEO, (3, 3, 4), heads=1)
+    plan = selector("probe", density=0.3, tile=[3, 3, 4]).select(context)
+    made = [tail("linear"), tail("pooled", weights="exact")]
+    first, second = (attended(context, plan, each)[0] for each in made)
+    again = [attended(context, plan, each)[0] for each in reversed(made)]
+    assert torch.equal(again[0], second) and torch.equal(again[1], first)
+    assert not torch.equal(first, second)
+
+
+def test_a_probe_counts_half_whoever_asks_for_it(call: Make) -> None:
+    blocks = call(VIDEO, (1, 5, 7)).blocks
+    probe_alone = 9 * blocks.block_k / 2 / VIDEO.length**2
+    assert tail("drop").density(blocks, probed=True) == pytest.approx(probe_alone)
+    assert tail("linear").density(blocks, probed=True) == tail("linear").density(blocks)
