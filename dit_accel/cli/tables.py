@@ -35,8 +35,9 @@ def computes_table(name: str | None = None) -> Table:
 
     known: dict[str, type[Parametrised]] = {**COMPUTES, **TAILS}
     if name is None:
-        columns = ("Compute", "What it does", "Parameters")
-        table = Table(*columns, title="Computes and tails", show_lines=True)
+        table = Table(
+            "Compute", "What it does", "Parameters", title="Computes and tails", show_lines=True
+        )
         for each, kind in known.items():
             keys = ", ".join(parameter.name for parameter in kind.parameters())
             table.add_row(f"tail {each}" if each in TAILS else each, Text(_summary(kind)), keys)

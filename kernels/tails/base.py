@@ -48,8 +48,8 @@ class Tail(Parametrised):
         join_tail(context, plan, self.form(plan.blocks), out, lse)
 
     def density(self, blocks: Blocks, padded: bool = True, probed: bool = False) -> float:
-        """What it adds to a launched density: a pooled key is a key; a probe, which is scores without
-        values, counts half.
+        """What it adds to a launched density: a pooled key is a key; a probe, which is scores
+        without values, counts half.
 
         padded: whether blocks are computed with all their slots; else with their own tokens.
         probed: whether the selector of the call makes a probe in any case.
