@@ -41,7 +41,7 @@ TOP = ("profile", "family", "model", "steps")
 KIND = (*COUNTS, "dense_reasons", "backends")
 LAYER = ("site", "layer", "kind", *COUNTS)
 STEP = ("step", *COUNTS)
-CACHE = ("peak_bytes", "limit_bytes", "refused")
+CACHE = ("peak_bytes", "refused")
 MIXED = """
 [profile]
 name = "mixed"
