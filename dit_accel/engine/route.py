@@ -88,13 +88,14 @@ class Route:
         if autocast_of(q) is not None:
             with torch.autocast(q.device.type, enabled=False):
                 return self.attend(q, k, v, scale, tally)
+        forward, plan = BACKENDS[self.backend].forward, self.plan
+        if plan is not None and self.tail.empty:
+            return forward(q, k, v, plan, scale, False, None)[0]
         size = None if self.tail.empty else self.tail.size(self.blocks)
         context = Context(q, k, v, self.blocks, scale, q.shape[2], tally, size)
-        plan = self.plan
         if plan is None:
             assert isinstance(self.compute, Selector)
             plan = self.compute.select(context)
-        forward = BACKENDS[self.backend].forward
         if self.tail.empty:
             return forward(q, k, v, plan, scale, False, None)[0]
         out, lse = forward(q, k, v, plan, scale, True, None)

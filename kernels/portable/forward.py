@@ -29,7 +29,14 @@ from dit_accel.kernels.machine import interpreted
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys
 from dit_accel.kernels.portable.masks import MASK_FUNCTIONS, load_params
-from dit_accel.kernels.portable.steps import boxable, describe, machine_of, padded_dim, pick_config
+from dit_accel.kernels.portable.steps import (
+    boxable,
+    describe,
+    machine_of,
+    padded_dim,
+    pick_config,
+    shared_stride,
+)
 
 LOG2_E = 1.4426950408889634
 
@@ -344,8 +351,9 @@ def _launch(
         *(_NO_STRIDES if pooled_key is None else pooled_key.stride()),
         *(_NO_STRIDES if pooled_value is None else pooled_value.stride()),
         lse.stride(0), lse.stride(1),
-        _step(q_lengths, 0), _step(k_lengths, 0), _step(count, 0), _step(count, 1),
-        _step(log_count, 0), abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
+        shared_stride(q_lengths, 0), shared_stride(k_lengths, 0),
+        shared_stride(count, 0), shared_stride(count, 1),
+        shared_stride(log_count, 0), abs(scale) * LOG2_E, heads, heads // k.shape[2], n_queries,
         unused if mask_params is None else mask_params,
     )  # fmt: skip
     constants = {
@@ -368,11 +376,6 @@ _NO_STRIDES = (0, 0, 0, 0)
 @block_sparse_forward.register_fake
 def _fake(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     return results_like(q)
-
-
-def _step(table: Tensor | None, dim: int) -> int:
-    """Stride of a contiguous table, 0 where it is shared along `dim`."""
-    return table.stride(dim) if table is not None and table.shape[dim] > 1 else 0
 
 
 def triton_attention(

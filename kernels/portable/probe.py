@@ -15,7 +15,7 @@ from torch import Tensor
 from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.launching import alike, launches_of
 from dit_accel.kernels.launching import launch as launch_kept
-from dit_accel.kernels.portable.steps import boxable, describe, machine_of, padded_dim
+from dit_accel.kernels.portable.steps import aligned, boxable, describe, machine_of, padded_dim
 
 # Bytes of a number -> mean queries of a step, warps, stages.
 STEPS = {4: (32, 4, 2), 2: (64, 4, 2)}
@@ -106,7 +106,7 @@ def launch(
     """
     batch, queries, heads, dim = means.shape
     video = blocks.video_blocks
-    padded = -(-video // 16) * 16  # rows begin where vectors can
+    padded = aligned(video)
     counts = (video, video * each) if floor is None else (video, video * each, video)
     rows, warps, stages = STEPS[means.element_size()]
     mass, shift, *ranks = (

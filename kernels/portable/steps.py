@@ -86,6 +86,16 @@ def pick_config(
     return config
 
 
+def aligned(count: int) -> int:
+    """The next multiple of 16: rows of so many numbers begin where vectors can."""
+    return -(-count // 16) * 16
+
+
+def shared_stride(table: Tensor | None, dim: int) -> int:
+    """Stride of a contiguous table, 0 where it is shared along `dim`."""
+    return table.stride(dim) if table is not None and table.shape[dim] > 1 else 0
+
+
 def padded_dim(dim: int) -> int:
     """Columns of the kernel's tiles for a head_dim."""
     return max(16, triton.next_power_of_2(dim))

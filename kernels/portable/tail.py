@@ -18,7 +18,14 @@ from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.launching import alike, launch, launches_of
 from dit_accel.kernels.plan import Visits
 from dit_accel.kernels.pooling import PooledKeys
-from dit_accel.kernels.portable.steps import boxable, describe, machine_of, padded_dim
+from dit_accel.kernels.portable.steps import (
+    aligned,
+    boxable,
+    describe,
+    machine_of,
+    padded_dim,
+    shared_stride,
+)
 from dit_accel.kernels.probe import Pieces
 
 
@@ -88,7 +95,7 @@ def rows(
     mass [B, H, NV, NV] (None: no weights) and shift [B, H, NP, NV] as in `Probe`, any strides.
     """
     batch, video = shift.shape[0], blocks.video_blocks
-    flags, biases = (-(-n // 16) * 16 for n in (video, video * each))
+    flags, biases = map(aligned, (video, video * each))
     device = shift.device
     visited = torch.empty((batch, heads, video, flags), dtype=torch.int8, device=device)
     bias = torch.empty((batch, heads, video, biases), dtype=torch.float32, device=device)
@@ -99,7 +106,8 @@ def rows(
     arguments = (
         masses, shift, visits.start, visits.count, visits.index, visited, bias,
         bias if weights is None else weights, heads, blocks.first_video, video, flags, biases,
-        *masses.stride(), *shift.stride(), _step(visits.count, 0), _step(visits.count, 1),
+        *masses.stride(), *shift.stride(),
+        shared_stride(visits.count, 0), shared_stride(visits.count, 1),
     )  # fmt: skip
     constants = {
         "COLUMNS": max(16, triton.next_power_of_2(video)), "EACH": each,
@@ -174,7 +182,7 @@ def covariances(k: Tensor, v: Tensor, blocks: Blocks, pieces: Pieces, heads: ran
     """
     batch, _, _, dim = k.shape
     video = blocks.video_blocks
-    padded = -(-video // 16) * 16
+    padded = aligned(video)
     out = torch.empty((batch, len(heads), padded, dim, dim), dtype=k.dtype, device=k.device)
     wide = k.element_size() == 4
     arguments = (
@@ -350,8 +358,3 @@ def _steps(dim: int, itemsize: int) -> tuple[int, int, int, int, int]:
     if itemsize == 4:
         return 32, 32, 32, 4, 2
     return (64, 64, 64, 4, 3) if dim <= 128 else (64, 32, 64, 4, 2)
-
-
-def _step(table: Tensor, dim: int) -> int:
-    """Stride of a contiguous table, 0 where it is shared along `dim`."""
-    return table.stride(dim) if table.shape[dim] > 1 else 0

@@ -30,5 +30,5 @@ class BlockTopK(Selector):
     )  # fmt: skip
 
     def budget(self, blocks: int) -> Budget:
-        """See Selector. Python rounds half to even."""
-        return Budget(max(1, round(self.density * blocks)))
+        """See Selector."""
+        return Budget.of(self.density, blocks)

@@ -37,4 +37,4 @@ class BlockTopP(Selector):
 
     def budget(self, blocks: int) -> Budget:
         """See Selector."""
-        return Budget(max(1, round(self.max_density * blocks)), self.p)
+        return Budget.of(self.max_density, blocks, self.p)

@@ -29,6 +29,11 @@ class Budget:
     most: int
     mass: float | None = None
 
+    @classmethod
+    def of(cls, density: float, blocks: int, mass: float | None = None) -> Budget:
+        """At most that share of so many blocks, at least one; Python rounds half to even."""
+        return cls(max(1, round(density * blocks)), mass)
+
     @property
     def share(self) -> float:
         """The mass to reach; of a mass of 1 infinity, as blocks of no weight are to be kept too."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.launching import Launch, launches_of
-from dit_accel.kernels.portable.steps import machine_of
+from dit_accel.kernels.portable.steps import aligned, machine_of
 from dit_accel.kernels.selectors.lists import MOST_COLUMNS, Lists, Task
 
 # Scores of a program at most, and of a warp; a program of more columns has fewer rows.
@@ -273,6 +273,6 @@ def _tiled(columns: int, device: torch.device) -> bool:
 def _transposed(keys: Tensor) -> Tensor:
     """[B, Hkv, D, NK] of [B, NK, Hkv, D], each line from a multiple of 16 numbers on."""
     batch, blocks, heads, dim = keys.shape
-    wide = keys.new_empty((batch, heads, dim, -(-blocks // 16) * 16))
+    wide = keys.new_empty((batch, heads, dim, aligned(blocks)))
     wide[..., :blocks].copy_(keys.permute(0, 2, 3, 1))
     return wide[..., :blocks]

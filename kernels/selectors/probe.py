@@ -35,8 +35,8 @@ class ProbeSelector(Selector):
     )  # fmt: skip
 
     def budget(self, blocks: int) -> Budget:
-        """See Selector. Python rounds half to even."""
-        return Budget(max(1, round(self.density * blocks)))
+        """See Selector."""
+        return Budget.of(self.density, blocks)
 
     def scores(self, context: Context) -> Tensor:
         """See Selector."""

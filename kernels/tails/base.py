@@ -7,6 +7,7 @@ have one nor are in one.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,20 +33,24 @@ class Tail(Parametrised):
 
     empty: ClassVar[bool] = False
 
-    def form(self, blocks: Blocks) -> Form:
-        """How it is computed over such blocks."""
-        raise NotImplementedError
+    @abstractmethod
+    def form(self, blocks: Blocks) -> Form | None:
+        """How it is computed over such blocks; None of a tail that is nothing."""
 
     def size(self, blocks: Blocks) -> int:
         """Tokens of a pooled key."""
-        return self.form(blocks).size
+        form = self.form(blocks)
+        assert form is not None, "nothing is pooled"
+        return form.size
 
     def join(self, context: Context, plan: BlockPlan, out: Tensor, lse: Tensor) -> None:
         """Adds the tail to what the plan's visits gave, in place.
 
         out: [B, Lq, H, D]; lse: float32 [B, H, Lq].
         """
-        join_tail(context, plan, self.form(plan.blocks), out, lse)
+        form = self.form(plan.blocks)
+        if form is not None:
+            join_tail(context, plan, form, out, lse)
 
     def density(self, blocks: Blocks, padded: bool = True, probed: bool = False) -> float:
         """What it adds to a launched density: a pooled key is a key; a probe, which is scores
@@ -56,7 +61,7 @@ class Tail(Parametrised):
         """
         if not blocks.video_blocks:
             return 0.0
-        form = None if self.empty else self.form(blocks)
+        form = self.form(blocks)
         video = slice(blocks.first_video, blocks.first_video + blocks.video_blocks)
         queries, keys = (table.lengths[0, video].cpu() for table in (blocks.q, blocks.k))
         if padded:
@@ -77,6 +82,9 @@ class Drop(Tail):
 
     name: ClassVar[str] = "drop"
     empty: ClassVar[bool] = True
+
+    def form(self, blocks: Blocks) -> None:
+        """See Tail."""
 
 
 def pool_param() -> int | str:

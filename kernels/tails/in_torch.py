@@ -34,14 +34,10 @@ def visited(plan: BlockPlan) -> Tensor:
     blocks, lists = plan.blocks, plan.visits
     first, video = blocks.first_video, blocks.video_blocks
     stop = first + video
-    start, count = (x[..., first:stop] for x in (lists.start, lists.count))
-    places = torch.arange(max(1, plan.shape.most), device=count.device, dtype=torch.int32)
-    listed = places < count.unsqueeze(-1)
-    at = torch.where(listed, start.unsqueeze(-1) + places, 0).long()
-    index = lists.index if len(lists.index) else lists.index.new_zeros(1)
+    index, listed = (x[:, :, first:stop] for x in lists.rows(width=max(1, plan.shape.most)))
     # What is listed nowhere goes to a column past the last.
-    seen = torch.where(listed, index[at].long(), blocks.k.count)
-    flags = torch.zeros((*count.shape, blocks.k.count + 1), dtype=torch.bool, device=count.device)
+    seen = torch.where(listed, index, blocks.k.count).long()
+    flags = torch.zeros((*seen.shape[:3], blocks.k.count + 1), dtype=torch.bool, device=seen.device)
     return flags.scatter_(-1, seen, True)[..., first:stop]
 
 

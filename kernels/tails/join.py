@@ -13,7 +13,7 @@ from dit_accel.kernels.blocks import Blocks
 from dit_accel.kernels.machine import runs_triton
 from dit_accel.kernels.plan import BlockPlan
 from dit_accel.kernels.pooling import PooledKeys, pool_queries_and_keys, pooled_keys
-from dit_accel.kernels.probe import Pieces, pieces_of
+from dit_accel.kernels.probe import pieces_of
 from dit_accel.kernels.tails import in_torch
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def join_tail(context: Context, plan: BlockPlan, form: Form, out: Tensor, lse: T
         weights = _averaged(weights, form.slope)
     make = kernel.covariances if compiled else in_torch.covariances
     join = kernel.join if compiled else in_torch.join
-    for some, of_keys in _parts(form, blocks, q, k, pieces):
+    for some, of_keys in _parts(form, blocks, q, k):
         slope = None
         if weights is not None:
             slope = _slopes(weights[:, some.start : some.stop], make(k, v, blocks, pieces, of_keys))
@@ -105,9 +105,7 @@ def _slopes(weights: Tensor, covariances: Tensor) -> Tensor:
     return made.view(batch, heads, rows, dim, dim)
 
 
-def _parts(
-    form: Form, blocks: Blocks, q: Tensor, k: Tensor, pieces: Pieces
-) -> Iterator[tuple[range, range]]:
+def _parts(form: Form, blocks: Blocks, q: Tensor, k: Tensor) -> Iterator[tuple[range, range]]:
     """Query heads and their key heads, so many at a time that their maps do not grow large."""
     batch, _, heads, dim = q.shape
     kv = k.shape[2]

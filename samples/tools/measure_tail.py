@@ -111,7 +111,7 @@ def steps(route: Route, qkv: Any, repeats: int) -> dict[str, float]:
     bias, weights = rows()
     if form.slope is not None and form.slope > 1:
         weights = join._averaged(weights, form.slope)
-    parts = list(join._parts(form, blocks, q, k, pieces))
+    parts = list(join._parts(form, blocks, q, k))
     out, lse = torch.zeros_like(q), q.new_zeros((1, heads, q.shape[1]), dtype=torch.float32)
     slopes: list[Any] = [None] * len(parts)
 
