@@ -9,7 +9,7 @@ keys have these gathered behind their own.
 A key that the token mask cuts off must not reach its row even where it is NaN or infinite, but
 F.scaled_dot_product_attention adds -inf to its score and multiplies its value by 0, which is NaN.
 So where keys or values of a plan with a token mask are not finite, its masked groups are written
-out (`_with_lse`), where such pairs add nothing. All others run as before.
+out (`written_out`), where such pairs add nothing. All others run as before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dit_accel.kernels.blocks import BlockTable
@@ -31,6 +30,7 @@ from dit_accel.kernels.torch_lists import (
     GPU_CHUNK_BYTES,
     attend_lists,
     attention_and_lse,
+    written_out,
 )
 
 Tokens = Tensor | slice
@@ -133,7 +133,7 @@ def _attend(
     if bias is None and not careful:
         result, row_lse = attention_and_lse(query, key, value, mask, scale, lse is not None)
     else:  # F.sdpa rounds a bias to the type of q
-        result, row_lse = _with_lse(query, key, value, mask, scale, bias, careful)
+        result, row_lse = written_out(query, key, value, mask, scale, bias, careful)
     batch, heads = q.shape[0], query.shape[1]
     # [B * G, H, nq, D] -> [B, G * nq, H, D]
     rows = result.unflatten(0, (batch, part.groups)).permute(0, 1, 3, 2, 4)
@@ -141,56 +141,6 @@ def _attend(
     if lse is not None and row_lse is not None:
         values = row_lse.unflatten(0, (batch, part.groups)).transpose(1, 2)
         _put(lse.transpose(1, 2), part.queries, values.reshape(batch, heads, -1).transpose(1, 2))
-
-
-def _with_lse(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    bias: Tensor | None,
-    careful: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention written out, a few rows at a time, for the LSE that F.sdpa keeps back.
-
-    bias: float32 [B, np], added to the scores of the last np keys, which the mask leaves alone.
-    careful: values may be NaN or infinite where the mask cuts them off.
-    """
-    step = max(16, (64 << 20) // (q.shape[0] * q.shape[1] * k.shape[2] * 4))
-    outs, sums = [], []
-    for rows in range(0, q.shape[2], step):
-        scores = q[:, :, rows : rows + step].float() @ k.float().mT * scale
-        if mask is not None:
-            some = scores[..., : mask.shape[-1]]
-            some.masked_fill_(~mask[:, :, rows : rows + step], -torch.inf)
-        if bias is not None:
-            scores[..., -bias.shape[-1] :] += bias[:, None, None]
-        lse = scores.logsumexp(-1)
-        finite = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
-        weights = (scores - finite).exp()
-        if careful and mask is not None:
-            # Pooled keys, behind the others, are kept.
-            kept = F.pad(
-                mask[:, :, rows : rows + step], (0, k.shape[2] - mask.shape[-1]), value=True
-            )
-            outs.append(_kept_product(weights, v.float(), kept).to(q.dtype))
-        else:
-            outs.append((weights @ v.float()).to(q.dtype))
-        sums.append(lse)
-    return torch.cat(outs, 2), torch.cat(sums, 2)
-
-
-def _kept_product(weights: Tensor, v: Tensor, kept: Tensor) -> Tensor:
-    """weights [.., n, m] @ v [.., m, D], to which a pair that is not `kept` adds nothing."""
-    out = weights @ v.nan_to_num(0.0, 0.0, 0.0)
-    for odd, number in (
-        (v.isnan(), torch.nan),
-        (v.isposinf(), torch.inf),
-        (v.isneginf(), -torch.inf),
-    ):
-        out = out + torch.where(kept.float() @ odd.float() > 0, number, 0.0)
-    return out
 
 
 def _finite(*tensors: Tensor) -> bool:

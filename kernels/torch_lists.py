@@ -169,18 +169,49 @@ def attention_and_lse(
 
 
 def written_out(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    bias: Tensor | None = None,
+    careful: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The same step by step, a few rows at a time, for the LSE that F.sdpa keeps back."""
+    """Softmax attention written out, a few rows at a time, for the LSE that F.sdpa keeps back.
+
+    mask: as in `attention_and_lse`, of the first keys. bias: float32 [B, np], added to the scores
+    of the last np keys, which the mask leaves alone.
+    careful: values may be NaN or infinite where the mask cuts them off.
+    """
     step = max(16, (64 << 20) // (q.shape[0] * q.shape[1] * k.shape[2] * 4))
     outs, sums = [], []
     for rows in range(0, q.shape[2], step):
         scores = q[:, :, rows : rows + step].float() @ k.float().mT * scale
         if mask is not None:
             own = mask if mask.shape[2] == 1 else mask[:, :, rows : rows + step]
-            scores = scores.masked_fill(~own, -torch.inf)
+            scores[..., : mask.shape[-1]].masked_fill_(~own, -torch.inf)
+        if bias is not None:
+            scores[..., -bias.shape[-1] :] += bias[:, None, None]
         lse = scores.logsumexp(-1)
         finite = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
-        outs.append(((scores - finite).exp() @ v.float()).to(q.dtype))
+        weights = (scores - finite).exp()
+        if careful and mask is not None:
+            # Pooled keys, behind the others, are kept.
+            kept = F.pad(own, (0, k.shape[2] - mask.shape[-1]), value=True)
+            outs.append(_kept_product(weights, v.float(), kept).to(q.dtype))
+        else:
+            outs.append((weights @ v.float()).to(q.dtype))
         sums.append(lse)
     return torch.cat(outs, 2), torch.cat(sums, 2)
+
+
+def _kept_product(weights: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+    """weights [.., n, m] @ v [.., m, D], to which a pair that is not `kept` adds nothing."""
+    out = weights @ v.nan_to_num(0.0, 0.0, 0.0)
+    for odd, number in (
+        (v.isnan(), torch.nan),
+        (v.isposinf(), torch.inf),
+        (v.isneginf(), -torch.inf),
+    ):
+        out = out + torch.where(kept.float() @ odd.float() > 0, number, 0.0)
+    return out
